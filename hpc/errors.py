@@ -1,0 +1,86 @@
+"""Every error the engine raises on purpose; each message names the cause and the remedy.
+
+A message is two sentences: what is wrong (with the file, key or rank) and what to do about it.
+The exit code is part of the error's type, so that every door (command line, rank, sbatch script)
+answers the same way.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar, Final
+
+EXIT_DONE: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_BAD_INPUT: Final = 2
+EXIT_QUARANTINED: Final = 3
+EXIT_STOPPED: Final = 75
+"""``EX_TEMPFAIL`` of sysexits.h: stopped, saved, and worth starting again."""
+
+
+class TesseraError(Exception):
+    """Base of all errors that are explained to the user without a traceback."""
+
+    exit_code: ClassVar[int] = EXIT_FAILED
+
+
+class ConfigError(TesseraError, ValueError):
+    """A configuration key or value is wrong."""
+
+    exit_code = EXIT_BAD_INPUT
+
+
+class InputError(TesseraError, ValueError):
+    """An input file or its content cannot be used."""
+
+    exit_code = EXIT_BAD_INPUT
+
+
+class RunDirError(TesseraError):
+    """The run directory cannot be created, written, or continued."""
+
+    exit_code = EXIT_BAD_INPUT
+
+
+class ChangedConfigError(RunDirError):
+    """A run is to be continued with another configuration than it was started with."""
+
+
+class LockedError(RunDirError):
+    """Another process is working in the run directory."""
+
+
+class LaunchError(TesseraError):
+    """The ranks could not be started as asked."""
+
+    exit_code = EXIT_BAD_INPUT
+
+
+class CorruptFileError(TesseraError):
+    """A checkpoint file does not hold what was written to it."""
+
+
+class RankError(TesseraError):
+    """A rank failed; the message names rank, stage, unit and cause."""
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """Say which valid names come closest to a mistyped one.
+
+    Parameters
+    ----------
+    word
+        What the user typed.
+    valid
+        The names that would have been accepted.
+
+    Returns
+    -------
+    str
+        ``did you mean 'ranks'? valid: …``, or only the valid names if none is near.
+    """
+    names = sorted(valid)
+    close = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
+    return f"{hint}valid: {', '.join(names)}"
