@@ -83,6 +83,17 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "job") -> T:
     return typing.cast("T", result)
 
 
+def plain(options: Any) -> Any:  # noqa: ANN401
+    """Return built options as plain YAML values, defaults included: the inverse of `build`."""
+    if dataclasses.is_dataclass(options) and not isinstance(options, type):
+        return {f.name: plain(getattr(options, f.name)) for f in dataclasses.fields(options) if f.init}
+    if isinstance(options, Mapping):
+        return {key: plain(value) for key, value in options.items()}
+    if isinstance(options, list | tuple):
+        return [plain(value) for value in options]
+    return str(options) if isinstance(options, Path) else options
+
+
 def absolute_paths(cls: type, values: Mapping[str, Any], base: Path) -> dict[str, Any]:
     """Return ``values`` with every relative path of a ``Path`` field made absolute below ``base``.
 
