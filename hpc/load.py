@@ -48,9 +48,7 @@ def job_class(section: Mapping[str, Any]) -> type[Job]:
         raise ConfigError(_not_importable(section, module_name, error)) from error
     found = getattr(module, class_name, None)
     if found is None:
-        jobs = [
-            n for n, v in vars(module).items() if isinstance(v, type) and issubclass(v, Job) and v is not Job
-        ]
+        jobs = [n for n, v in vars(module).items() if isinstance(v, type) and issubclass(v, Job) and v is not Job]
         msg = f"job._target_: module {module_name!r} has no {class_name!r}; {nearest(class_name, jobs)}"
         raise ConfigError(msg)
     if not (isinstance(found, type) and issubclass(found, Job)):
@@ -79,4 +77,5 @@ def _not_importable(section: Mapping[str, Any], module: str, error: ModuleNotFou
     if missing.partition(".")[0] in {"jax", "torch", "safetensors"}:
         extra = "jax" if missing.startswith("jax") else "torch"
         remedy = f"pip install 'tessera-hpc[{extra}]'"
-    return f"job {section.get('name', module)!r} needs Python module {missing!r}, which is not installed: {remedy}"
+    name = section.get("name", module)
+    return f"job {name!r} needs the Python module {missing!r}, which is not installed: {remedy}"

@@ -1,0 +1,1 @@
+"""The command line: what `tessera` and `python -m hpc` understand."""

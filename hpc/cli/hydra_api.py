@@ -1,0 +1,71 @@
+"""The few places of Hydra that are used, with several config trees at once; they raise Hydra's own errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra import compose, version
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+CONFIG_NAME = "config"
+
+
+@contextmanager
+def on_trees(folders: Sequence[Path]) -> Iterator[Hydra]:
+    """Initialise Hydra on these config trees for the block.
+
+    ``hydra.initialize_config_dir`` takes a single folder; this does the same with a longer search path, so
+    that ``glob()`` and completion see a user's own folders too.
+    """
+    path = create_config_search_path(search_path_dir=str(folders[0]))
+    for folder in folders[1:]:
+        path.append("tessera", f"file://{folder}")
+    GlobalHydra.instance().clear()
+    version.setbase("1.3")
+    try:
+        yield Hydra.create_main_hydra2(task_name="tessera", config_search_path=path)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def composed(overrides: Sequence[str], folders: Sequence[Path], *, with_hydra: bool = False) -> DictConfig:
+    """Return the composed configuration, with Hydra's own section if asked."""
+    with on_trees(folders):
+        config: DictConfig = compose(CONFIG_NAME, list(overrides), return_hydra_config=with_hydra)
+    return config
+
+
+def parsed(overrides: Sequence[str]) -> list[Override]:
+    """Return the words of the command line as Hydra reads them."""
+    return list(OverridesParser.create().parse_overrides(list(overrides)))
+
+
+def sweep_members(overrides: Sequence[str], folders: Sequence[Path]) -> list[list[str]]:
+    """Return the words of each member of a sweep, as Hydra's basic sweeper orders them."""
+    batch: list[list[str]]
+    with on_trees(folders) as hydra:
+        parser = OverridesParser.create(config_loader=hydra.config_loader)
+        (batch,) = BasicSweeper.split_arguments(parser.parse_overrides(list(overrides)), max_batch_size=None)
+    return batch
+
+
+def complete(words: Sequence[str], folders: Sequence[Path]) -> None:
+    """Print what Hydra's shell completion prints for ``install=bash``, ``query=bash``, …."""
+    with on_trees(folders) as hydra:
+        hydra.shell_completion(CONFIG_NAME, list(words))
+
+
+def only(config: DictConfig, part: str) -> DictConfig:
+    """Return what ``--cfg`` asked for of a configuration with Hydra's section: ``job``, ``hydra`` or ``all``."""
+    if part == "hydra":
+        chosen: DictConfig = OmegaConf.masked_copy(config, "hydra")
+        return chosen
+    return config

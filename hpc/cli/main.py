@@ -1,0 +1,87 @@
+"""The `tessera` command: a verb, or Hydra overrides that start a run.
+
+Nothing heavy is imported before it is known to be needed: `tessera status` and `--help` answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.metadata import EntryPoint, entry_points
+from typing import Final
+
+from hpc.errors import EXIT_DONE, ConfigError, TesseraError, nearest
+
+VERBS: Final = {
+    "status": "how far a run, or every run below a folder, is",
+    "resume": "go on with a run that was stopped, on any number of ranks",
+    "report": "write a run's report page anew",
+    "doctor": "check MPI, SLURM, threads, GPUs and the file system",
+}
+"""The engine's verbs: each is a module of this package with a ``main(arguments)``."""
+
+_INTERRUPTED: Final = 130
+"""What shells use for a command that Ctrl-C ended."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments
+        The words after the command's name; None takes those of this process.
+
+    Returns
+    -------
+    int
+        0 done, 1 failed, 2 bad input or configuration, 3 finished with quarantined units, 75 stopped and
+        resumable.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _command(words)(words)
+    except TesseraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader (less, head) has seen enough; Python would complain again when it closes stdout.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+
+
+def workload_verbs() -> dict[str, EntryPoint]:
+    """Return the verbs that installed workloads bring, by name (entry point group ``hpc.verbs``)."""
+    return {entry.name: entry for entry in entry_points(group="hpc.verbs")}
+
+
+def _command(words: list[str]) -> Callable[[list[str]], int]:
+    """Return the function for these words, and take the verb off them."""
+    if not words or words[0].startswith(("-", "+", "~")) or "=" in words[0]:
+        from hpc.cli.run import main as run
+
+        return run
+    verb = words.pop(0)
+    if verb in VERBS:
+        return _main_of(f"hpc.cli.{verb}")
+    others = workload_verbs()
+    if verb in others:
+        return _loaded(others[verb])
+    msg = f"{verb!r} is neither a verb nor a key=value; {nearest(verb, [*VERBS, *others])}; see tessera --help"
+    raise ConfigError(msg)
+
+
+def _main_of(module: str) -> Callable[[list[str]], int]:
+    found: Callable[[list[str]], int] = importlib.import_module(module).main
+    return found
+
+
+def _loaded(entry: EntryPoint) -> Callable[[list[str]], int]:
+    found: Callable[[list[str]], int] = entry.load()
+    return found

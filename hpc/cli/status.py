@@ -1,0 +1,58 @@
+"""`tessera status`: how far a run is, from its directory alone."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+
+from hpc.cli.arguments import Parser
+from hpc.errors import EXIT_DONE
+from hpc.watch.screen import listing, screen
+from hpc.watch.status import LIVE, RunStatus, find_runs, read_status
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the status of a run, or of all runs below a folder."""
+    parser = Parser("status", "Show how far a run is. Reads its directory only: works from any machine.")
+    parser.add_argument("path", nargs="?", type=Path, default=Path("runs"), help="run, or folder of runs [runs]")
+    parser.add_argument("--json", action="store_true", help="print JSON, one object per run")
+    parser.add_argument("--watch", action="store_true", help="redraw every second until the runs have ended")
+    given = parser.read(arguments)
+    path = given.path.absolute()
+    runs = _read(path)
+    if given.json:
+        single = [r.path for r in runs] == [str(path)]
+        print(json.dumps(runs[0].as_json() if single else [r.as_json() for r in runs], indent=1))
+    elif given.watch:
+        _watch(path)
+    else:
+        Console(highlight=False).print(_picture(runs, path))
+    return EXIT_DONE
+
+
+def _read(path: Path) -> list[RunStatus]:
+    return [read_status(run) for run in find_runs(path)]
+
+
+def _picture(runs: Sequence[RunStatus], path: Path) -> RenderableType:
+    return screen(runs[0], time.time()) if [r.path for r in runs] == [str(path)] else listing(runs, path)
+
+
+def _watch(path: Path) -> None:
+    """Redraw until no run is at work; Ctrl-C ends the watching only, and that is no failure."""
+    from rich.live import Live
+
+    with Live(console=Console(highlight=False), auto_refresh=False) as live:
+        while True:
+            runs = _read(path)
+            live.update(_picture(runs, path), refresh=True)
+            if all(run.state not in (*LIVE, "not started") for run in runs):
+                return
+            try:
+                time.sleep(1)
+            except KeyboardInterrupt:
+                return

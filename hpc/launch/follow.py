@@ -1,0 +1,100 @@
+"""What the screen shows while the ranks work: a live picture in a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Protocol
+
+from hpc.watch.status import RunStatus
+
+_EVERY: Final = 10.0
+"""Seconds between plain lines, unless the state or the stage changes."""
+
+
+class Display(Protocol):
+    """Something that shows a run."""
+
+    def update(self, status: RunStatus, started: float) -> None:
+        """Show the status, if the ranks wrote it after ``started`` (an epoch)."""
+
+    def say(self, text: str) -> None:
+        """Show a sentence."""
+
+
+@contextmanager
+def display(run: Path) -> Iterator[Display]:
+    """Return the display that fits standard output."""
+    if not sys.stdout.isatty():
+        print(f"running {run}", flush=True)  # noqa: T201 - this is the screen
+        yield Lines()
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(highlight=False), auto_refresh=False, transient=False) as live:
+        picture = Picture(live)
+        picture.say(f"starting the ranks of {run}")
+        yield picture
+
+
+class Picture:
+    """A picture of the run that is redrawn in place."""
+
+    def __init__(self, live: object) -> None:
+        from rich.live import Live
+
+        assert isinstance(live, Live)  # noqa: S101 - rich is imported late
+        self._live = live
+        self._words = ""
+        self._status: RunStatus | None = None
+
+    def update(self, status: RunStatus, started: float) -> None:
+        """Redraw."""
+        if status.updated is not None and status.updated >= started:
+            if status.state not in {"starting", "stopping"} and self._status is None:
+                self._words = ""
+            self._status = status
+        self._draw()
+
+    def say(self, text: str) -> None:
+        """Show a sentence below the picture, in the place of the one before."""
+        self._words = text
+        self._draw()
+
+    def _draw(self) -> None:
+        from rich.console import Group
+        from rich.text import Text
+
+        from hpc.watch.screen import screen
+
+        words = [Text(self._words, style="yellow")] if self._words else []
+        picture = [screen(self._status, time.time())] if self._status else []
+        self._live.update(Group(*picture, *words), refresh=True)
+
+
+class Lines:
+    """Plain lines: the state when it changes, and the count every ten seconds."""
+
+    def __init__(self) -> None:
+        self._shown: tuple[str, str | None] = ("", None)
+        self._next = 0.0
+
+    def update(self, status: RunStatus, started: float) -> None:
+        """Print a line if there is news or it is time."""
+        if status.updated is None or status.updated < started:
+            return
+        news = (status.state, status.stage)
+        if news == self._shown and time.monotonic() < self._next:
+            return
+        from hpc.watch.screen import line
+
+        self._shown, self._next = news, time.monotonic() + _EVERY
+        print(line(status), flush=True)  # noqa: T201 - this is the screen
+
+    def say(self, text: str) -> None:
+        """Print a sentence."""
+        print(text, flush=True)  # noqa: T201 - this is the screen

@@ -1,0 +1,199 @@
+"""The state of a run as text for a terminal: tables for people, plain lines for logs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from hpc.watch.status import RankStatus, RunStatus, StageStatus
+
+COLOURS = {
+    "starting": "cyan",
+    "running": "cyan",
+    "stopping": "yellow",
+    "stopped": "yellow",
+    "quarantined": "yellow",
+    "done": "green",
+    "not started": "dim",
+}
+"""Of the states; all others (failed, lost, unreadable) are red."""
+
+SHOWN_RANKS = 16
+"""More are summed up: a screen has few lines."""
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time span in at most two units, ``3 h 07 min``; an en dash if it is not known."""
+    if seconds is None:
+        return "–"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def speed(rate: float | None) -> str:
+    """Return units per second, or per minute or hour where that reads better."""
+    if not rate:
+        return "–"
+    for per, name in ((1.0, "s"), (60.0, "min"), (3600.0, "h")):
+        if rate * per >= 1:
+            return f"{rate * per:.3g}/{name}"
+    return f"{rate * 86400:.3g}/day"
+
+
+def state_text(status: RunStatus) -> Text:
+    """Return the state, coloured, with how long a lost run has been silent."""
+    text = Text(status.state, style=f"bold {COLOURS.get(status.state, 'red')}")
+    if status.state == "lost":
+        text.append(f" (silent for {duration(status.silent)})", style="red")
+    return text
+
+
+def screen(status: RunStatus, now: float) -> RenderableType:
+    """Return one run in full: its stages with bars, then its ranks.
+
+    Parameters
+    ----------
+    status
+        As read by `hpc.watch.status.read_status`.
+    now
+        The present as an epoch, from which ages are counted.
+    """
+    parts: list[RenderableType] = [_heading(status)]
+    if status.stages:
+        parts.append(_stages(status))
+    if status.ranks and status.state not in {"done", "quarantined"}:
+        parts.append(_ranks(status.ranks, now) if len(status.ranks) <= SHOWN_RANKS else _rank_summary(status, now))
+    if status.message:
+        parts.append(Text(status.message, style="dim"))
+    return Group(*parts)
+
+
+def _heading(status: RunStatus) -> Text:
+    text = Text()
+    text.append(status.job or "run", style="bold")
+    text.append("  ")
+    text.append_text(state_text(status))
+    if status.size:
+        ranks = "rank" if status.size == 1 else "ranks"
+        threads = "thread" if status.threads == 1 else "threads"
+        text.append(f"  {status.size} {ranks} × {status.threads} {threads}", style="dim")
+    if status.attempt > 1:
+        text.append(f"  attempt {status.attempt}", style="dim")
+    if status.started is not None and status.updated is not None:
+        text.append(f"  {duration(status.updated - status.started)}", style="dim")
+    text.append(f"\n{status.path}", style="dim")
+    return text
+
+
+def _stages(status: RunStatus) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for column in ("name", "bar", "done", "note"):
+        table.add_column(column, justify="right" if column == "done" else "left", no_wrap=True)
+    for stage in status.stages:
+        live = stage.name == status.stage and stage.state == "running"
+        table.add_row(
+            Text(stage.name, style="bold" if live else "dim" if stage.state == "pending" else ""),
+            ProgressBar(total=max(stage.total, 1), completed=_filled(stage), width=28, finished_style="green"),
+            f"{stage.done}/{stage.total or '?'}" if stage.done or stage.total else "–",
+            _note(stage, status if live else None),
+        )
+    return table
+
+
+def _filled(stage: StageStatus) -> float:
+    if stage.state == "done":
+        return max(stage.total, 1)
+    return stage.done if stage.total else 0
+
+
+def _note(stage: StageStatus, live: RunStatus | None) -> Text:
+    """Return the rest of a stage's line; ``live`` is the run if the stage is being worked on."""
+    words = []
+    if live is not None and live.state == "running":
+        words.append(f"{speed(live.rate)}, {duration(live.eta)} to go")
+    elif stage.state == "done":
+        words.append(duration(stage.seconds))
+    elif stage.state == "pending":
+        words.append("waiting")
+    if stage.restored:
+        words.append(f"{stage.restored} restored")
+    text = Text(", ".join(words), style="dim")
+    if stage.quarantined:
+        text.append(f"{', ' if words else ''}{stage.quarantined} quarantined", style="bold red")
+    return text
+
+
+def _ranks(ranks: Sequence[RankStatus], now: float) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("rank", "host", "done", "busy", "memory", "heard", "unit"):
+        table.add_column(name, justify="left" if name in {"host", "unit"} else "right", no_wrap=True)
+    for rank in ranks:
+        table.add_row(
+            str(rank.rank),
+            rank.host,
+            str(rank.done),
+            duration(rank.busy),
+            f"{rank.rss_mb:.0f} MiB",
+            f"{duration(max(0.0, now - rank.heartbeat))} ago",
+            Text(rank.unit or "–", style="" if rank.unit else "dim"),
+        )
+    return table
+
+
+def _rank_summary(status: RunStatus, now: float) -> Text:
+    oldest = min(status.ranks, key=lambda r: r.heartbeat)
+    working = sum(rank.unit is not None for rank in status.ranks)
+    memory = sum(rank.rss_mb for rank in status.ranks) / 1024
+    return Text(
+        f"{working} of {len(status.ranks)} ranks in a unit, {memory:.1f} GiB in all; longest silent: rank "
+        f"{oldest.rank} on {oldest.host}, {duration(max(0.0, now - oldest.heartbeat))}"
+    )
+
+
+def listing(runs: Sequence[RunStatus], base: Path) -> Table:
+    """Return a table with one line for each run, paths relative to ``base`` where they lie below it."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("run", "job", "state", "stage", "done", "rate", "to go", "ranks", "heard"):
+        table.add_column(name, justify="right" if name in {"done", "rate", "to go", "ranks", "heard"} else "left")
+    for run in runs:
+        stage = run.current
+        path = Path(run.path)
+        note = Text(f" {run.message}", style="dim") if run.state == "unreadable" else Text()
+        table.add_row(
+            str(path.relative_to(base)) if path.is_relative_to(base) else run.path,
+            run.job,
+            state_text(run) + note,
+            stage.name if stage and run.state not in {"done", "quarantined"} else "",
+            f"{stage.done}/{stage.total}" if stage else "",
+            speed(run.rate) if run.state == "running" else "",
+            duration(run.eta) if run.state == "running" else "",
+            str(run.size or ""),
+            f"{duration(run.silent)} ago" if run.silent is not None else "",
+        )
+    return table
+
+
+def line(status: RunStatus) -> str:
+    """Return one plain line for a log: state, stage, count, rate and time to go."""
+    stage = status.current
+    if stage is None:
+        return status.state
+    text = f"{status.state}: {stage.name} {stage.done}/{stage.total or '?'}"
+    if stage.quarantined:
+        text += f" ({stage.quarantined} quarantined)"
+    if status.state == "running":
+        text += f", {speed(status.rate)}, {duration(status.eta)} to go"
+    return text

@@ -1,0 +1,198 @@
+"""The state of a run, read from its directory by anyone, on any machine, while it runs or long after."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import yaml
+
+from hpc.errors import RunDirError
+
+T = TypeVar("T")
+
+LIVE: Final = ("starting", "running", "stopping")
+"""States in which the ranks are at work, if they still give signs of life."""
+
+SILENCE: Final = 30.0
+"""Seconds without a sign of life after which a run is called lost; never under ten heartbeats."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageStatus:
+    """One stage: how many of its units (or steps) are done; ``restored`` came from earlier attempts."""
+
+    name: str
+    kind: str = "map"
+    state: str = "pending"
+    done: int = 0
+    total: int = 0
+    quarantined: int = 0
+    restored: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RankStatus:
+    """One rank: ``heartbeat`` is an epoch, ``busy`` the seconds spent in units, ``unit`` what it works on."""
+
+    rank: int
+    host: str = ""
+    pid: int = 0
+    heartbeat: float = 0.0
+    unit: str | None = None
+    done: int = 0
+    busy: float = 0.0
+    rss_mb: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """A run as its directory tells it.
+
+    Attributes
+    ----------
+    state
+        As the ranks wrote it, or ``lost`` (they said they were running but have been silent too long),
+        ``not started`` (no rank has written yet) or ``unreadable`` (see ``message``).
+    silent
+        Seconds since the last sign of life.
+    rate, eta
+        Units per second and seconds to go, where known.
+    """
+
+    path: str
+    state: str
+    job: str = ""
+    attempt: int = 0
+    stage: str | None = None
+    stages: tuple[StageStatus, ...] = ()
+    rate: float | None = None
+    eta: float | None = None
+    started: float | None = None
+    updated: float | None = None
+    silent: float | None = None
+    size: int = 0
+    threads: int = 0
+    ranks: tuple[RankStatus, ...] = ()
+    message: str = ""
+
+    @property
+    def current(self) -> StageStatus | None:
+        """The stage that is being worked on."""
+        return next((s for s in self.stages if s.name == self.stage), None)
+
+    @property
+    def quarantined(self) -> int:
+        """Units of all stages that were given up."""
+        return sum(stage.quarantined for stage in self.stages)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the status as plain values."""
+        return asdict(self)
+
+
+def read_status(run: Path, now: float | None = None) -> RunStatus:
+    """Read what ``config.yaml``, ``progress.json`` and ``failure.json`` of a run directory say.
+
+    Parameters
+    ----------
+    run
+        The run directory.
+    now
+        The present as an epoch; None asks the clock.
+
+    Returns
+    -------
+    RunStatus
+        A damaged file gives the state ``unreadable`` and its cause, never an exception: one bad run must
+        not hide the others in a listing.
+    """
+    now = time.time() if now is None else now
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_bytes())
+        job, heartbeat = str(config["job"]["name"]), float(config["engine"]["heartbeat"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        return RunStatus(str(run), "unreadable", message=f"config.yaml: {error or type(error).__name__}")
+    try:
+        progress = json.loads((run / "progress.json").read_bytes())
+        failure = _failure(run)
+        return _status(str(run), job, progress, failure, now - max(SILENCE, 10 * heartbeat), now)
+    except FileNotFoundError:
+        failure = _failure(run)
+        return RunStatus(str(run), "failed" if failure else "not started", job, message=failure or "")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return RunStatus(str(run), "unreadable", job, message=f"progress.json: {error or type(error).__name__}")
+
+
+def _failure(run: Path) -> str | None:
+    """Return the error of a failed attempt; the file is removed when the next one starts."""
+    try:
+        return str(json.loads((run / "failure.json").read_bytes())["error"])
+    except FileNotFoundError:
+        return None
+
+
+def _status(
+    path: str, job: str, progress: Mapping[str, Any], failure: str | None, oldest: float, now: float
+) -> RunStatus:
+    """Return the status of a run that has written progress; signs of life before ``oldest`` do not count."""
+    ranks = tuple(_record(RankStatus, r) for r in progress["ranks"])
+    updated = float(progress["updated"])
+    last = max([updated, *(r.heartbeat for r in ranks)])
+    state = str(progress["state"])
+    if state in LIVE:
+        state = "failed" if failure else "lost" if last < oldest else state
+    return RunStatus(
+        path=path,
+        state=state,
+        job=job,
+        attempt=int(progress["attempt"]),
+        stage=progress["stage"],
+        stages=tuple(_record(StageStatus, s) for s in progress["stages"]),
+        rate=progress["rate"],
+        eta=progress["eta"],
+        started=float(progress["started"]),
+        updated=updated,
+        silent=max(0.0, now - last),
+        size=int(progress["size"]),
+        threads=int(progress["threads"]),
+        ranks=ranks,
+        message=failure or str(progress["message"]),
+    )
+
+
+def _record(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Build a record from the keys it knows: a newer version may have written more."""
+    names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    return cls(**{key: value for key, value in values.items() if key in names})
+
+
+def find_runs(folder: Path) -> Sequence[Path]:
+    """Return the run directories at or below a folder (two levels: runs, and members of sweeps).
+
+    Raises
+    ------
+    hpc.errors.RunDirError
+        If there are none.
+    """
+    if not folder.exists():
+        siblings = sorted(p.name for p in folder.parent.iterdir()) if folder.parent.is_dir() else []
+        there = f"; {folder.parent} holds: {', '.join(siblings[:8])}" if siblings else ""
+        msg = f"{folder} does not exist{there}; name a run directory or a folder of runs"
+        raise RunDirError(msg)
+    levels = ("config.yaml", "*/config.yaml", "*/*/config.yaml")
+    found = [file.parent for level in levels for file in folder.glob(level)]
+    if not found:
+        msg = f"{folder} is no run directory and holds none (no config.yaml); start a run with tessera job=NAME"
+        raise RunDirError(msg)
+    return [folder] if folder in found else sorted(found, key=_natural)
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Order 10 after 9: the members of a sweep are numbered."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in path.parts]
