@@ -61,7 +61,7 @@ class Context:
 
     @property
     def rank(self) -> int:
-        """This process's number, 0 … size-1."""
+        """The number of this process, 0 … size-1."""
         return self.ranks.rank
 
     @property

@@ -121,8 +121,7 @@ class Job(ABC):
     """Frozen dataclass of the job's options; every field is a key of ``conf/job/NAME.yaml``."""
 
     @abstractmethod
-    def __init__(self, options: Any) -> None:  # noqa: ANN401 - each workload has its own options
-        ...
+    def __init__(self, options: Any) -> None: ...
 
     def check(self) -> None:
         """Check what can be checked before anything starts, cheaply and without MPI.

@@ -49,7 +49,7 @@ class Range:
         return f"must be {' and '.join(bad)}" if bad else None
 
 
-class _Wrong(Exception):
+class _WrongValueError(Exception):
     """One complaint about one value; caught within this module."""
 
 
@@ -83,7 +83,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "job") -> T:
     return typing.cast("T", result)
 
 
-def plain(options: Any) -> Any:  # noqa: ANN401
+def plain(options: Any) -> Any:
     """Return built options as plain YAML values, defaults included: the inverse of `build`."""
     if dataclasses.is_dataclass(options) and not isinstance(options, type):
         return {f.name: plain(getattr(options, f.name)) for f in dataclasses.fields(options) if f.init}
@@ -104,7 +104,7 @@ def absolute_paths(cls: type, values: Mapping[str, Any], base: Path) -> dict[str
     return {k: _absolute(hints.get(k, Any), v, base) for k, v in values.items()}
 
 
-def _absolute(hint: Any, value: Any, base: Path) -> Any:  # noqa: ANN401
+def _absolute(hint: Any, value: Any, base: Path) -> Any:
     hint = _strip(hint)[0]
     if value is None or value == _MISSING_PATH:
         return value
@@ -123,22 +123,20 @@ def _absolute(hint: Any, value: Any, base: Path) -> Any:  # noqa: ANN401
     return value
 
 
-def _strip(hint: Any) -> tuple[Any, Range | None]:  # noqa: ANN401
+def _strip(hint: Any) -> tuple[Any, Range | None]:
     if get_origin(hint) is typing.Annotated:
         inner, *extras = get_args(hint)
         return inner, next((e for e in extras if isinstance(e, Range)), None)
     return hint, None
 
 
-def _build(cls: type, values: Any, where: str, complaints: list[str]) -> Any:  # noqa: ANN401
+def _build(cls: type, values: Any, where: str, complaints: list[str]) -> Any:
     if not isinstance(values, Mapping):
         complaints.append(f"{where}: must be a section of keys, not {values!r}")
         return None
     hints = typing.get_type_hints(cls, include_extras=True)
     names = {f.name: f for f in dataclasses.fields(cls) if f.init}
-    complaints.extend(
-        f"{where}.{key}: unknown key; {nearest(str(key), names)}" for key in values if key not in names
-    )
+    complaints.extend(f"{where}.{key}: unknown key; {nearest(str(key), names)}" for key in values if key not in names)
     arguments = {}
     before = len(complaints)
     for name, field in names.items():
@@ -148,7 +146,7 @@ def _build(cls: type, values: Any, where: str, complaints: list[str]) -> Any:  #
             continue
         try:
             arguments[name] = _convert(hints[name], values[name], f"{where}.{name}", complaints)
-        except _Wrong as wrong:
+        except _WrongValueError as wrong:
             complaints.append(f"{where}.{name}: {wrong}")
     if len(complaints) > before:
         return None
@@ -159,11 +157,11 @@ def _build(cls: type, values: Any, where: str, complaints: list[str]) -> Any:  #
         return None
 
 
-def _convert(hint: Any, value: Any, where: str, complaints: list[str]) -> Any:  # noqa: ANN401
+def _convert(hint: Any, value: Any, where: str, complaints: list[str]) -> Any:
     hint, bounds = _strip(hint)
     origin = get_origin(hint)
     if value == _MISSING_PATH:
-        raise _Wrong(f"is required; give it on the command line as {where}=…")  # noqa: EM102
+        raise _WrongValueError(f"is required; give it on the command line as {where}=…")  # noqa: EM102
     if origin in (typing.Union, types.UnionType):
         return _convert_union(get_args(hint), value, where, complaints, bounds)
     if dataclasses.is_dataclass(hint):
@@ -174,18 +172,22 @@ def _convert(hint: Any, value: Any, where: str, complaints: list[str]) -> Any:  
         return _convert_tuple(get_args(hint), value, where, complaints)
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise _Wrong(f"must be a section of keys, not {value!r}")  # noqa: EM102
+            raise _WrongValueError(f"must be a section of keys, not {value!r}")  # noqa: EM102
         inner = get_args(hint)[1]
         return {str(k): _convert(inner, v, f"{where}.{k}", complaints) for k, v in value.items()}
     result = _convert_scalar(hint, value)
     if bounds is not None and (complaint := bounds.complaint(result)):
-        raise _Wrong(f"{complaint}, not {value!r}")  # noqa: EM102
+        raise _WrongValueError(f"{complaint}, not {value!r}")  # noqa: EM102
     return result
 
 
 def _convert_union(
-    arms: tuple[Any, ...], value: Any, where: str, complaints: list[str], bounds: Range | None  # noqa: ANN401
-) -> Any:  # noqa: ANN401
+    arms: tuple[Any, ...],
+    value: Any,
+    where: str,
+    complaints: list[str],
+    bounds: Range | None,
+) -> Any:
     if value is None and type(None) in arms:
         return None
     wrongs = []
@@ -195,31 +197,29 @@ def _convert_union(
         hint = typing.Annotated[arm, bounds] if bounds is not None and get_origin(arm) is not Literal else arm
         try:
             return _convert(hint, value, where, complaints)
-        except _Wrong as wrong:
+        except _WrongValueError as wrong:
             wrongs.append(str(wrong))
-    raise _Wrong("; or ".join(wrongs) + ("; or null" if type(None) in arms else ""))
+    raise _WrongValueError("; or ".join(wrongs) + ("; or null" if type(None) in arms else ""))
 
 
-def _convert_literal(valid: tuple[Any, ...], value: Any) -> Any:  # noqa: ANN401
+def _convert_literal(valid: tuple[Any, ...], value: Any) -> Any:
     for candidate in valid:
         if value == candidate and isinstance(value, bool) == isinstance(candidate, bool):
             return candidate
-    raise _Wrong(f"{value!r} is not one of them; {nearest(str(value), [str(v) for v in valid])}")  # noqa: EM102
+    raise _WrongValueError(f"{value!r} is not one of them; {nearest(str(value), [str(v) for v in valid])}")  # noqa: EM102
 
 
-def _convert_tuple(arms: tuple[Any, ...], value: Any, where: str, complaints: list[str]) -> Any:  # noqa: ANN401
+def _convert_tuple(arms: tuple[Any, ...], value: Any, where: str, complaints: list[str]) -> Any:
     if not isinstance(value, list | tuple):
-        raise _Wrong(f"must be a list, not {value!r}")  # noqa: EM102
-    if len(arms) == 2 and arms[1] is Ellipsis:  # noqa: PLR2004
+        raise _WrongValueError(f"must be a list, not {value!r}")  # noqa: EM102
+    if len(arms) == 2 and arms[1] is Ellipsis:
         arms = (arms[0],) * len(value)
     if len(arms) != len(value):
-        raise _Wrong(f"must be a list of {len(arms)} values, not {value!r}")  # noqa: EM102
-    return tuple(
-        _convert(a, v, f"{where}[{i}]", complaints) for i, (a, v) in enumerate(zip(arms, value, strict=True))
-    )
+        raise _WrongValueError(f"must be a list of {len(arms)} values, not {value!r}")  # noqa: EM102
+    return tuple(_convert(a, v, f"{where}[{i}]", complaints) for i, (a, v) in enumerate(zip(arms, value, strict=True)))
 
 
-def _convert_scalar(hint: Any, value: Any) -> Any:  # noqa: ANN401
+def _convert_scalar(hint: Any, value: Any) -> Any:
     if hint is Any:
         return value
     if hint is bool and isinstance(value, bool):
@@ -233,4 +233,4 @@ def _convert_scalar(hint: Any, value: Any) -> Any:  # noqa: ANN401
     if hint is Path and isinstance(value, str):
         return Path(value)
     kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
-    raise _Wrong(f"must be {kinds.get(hint, hint)}, not {value!r}")  # noqa: EM102
+    raise _WrongValueError(f"must be {kinds.get(hint, hint)}, not {value!r}")  # noqa: EM102

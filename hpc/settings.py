@@ -25,7 +25,6 @@ class EngineSettings:
     max_unit_deaths: Annotated[int, Range(ge=1)] = 3
     fail_fast: bool = False
     heartbeat: Annotated[float, Range(gt=0)] = 2.0
-    grace: Annotated[float, Range(ge=0)] = 60.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ class PsfField:
     basis: Basis = Constant()
 
     def __post_init__(self) -> None:
-        if self.stamps.ndim != 3 or self.stamps.shape[1] != self.stamps.shape[2] or self.stamps.shape[1] % 2 == 0:  # noqa: PLR2004
+        if self.stamps.ndim != 3 or self.stamps.shape[1] != self.stamps.shape[2] or self.stamps.shape[1] % 2 == 0:
             msg = f"PSF stamps have shape {self.stamps.shape}; expected (M, n, n) with n odd"
             raise ValueError(msg)
 

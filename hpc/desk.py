@@ -1,0 +1,213 @@
+"""The front desk on rank 0: hands out units, takes results' receipts, heartbeats and events.
+
+Rank 0 computes like everybody else; the desk is a thread beside it that answers the other ranks' messages.
+It sleeps between looks at the mailbox (1 ms at most), because a thread that spins would take a core from
+the computation.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, Protocol
+
+from hpc.schedule import Grant, Queue
+from hpc.stop import Wish
+from hpc.store.atomic import write_json
+from hpc.watch.events import Events
+from hpc.watch.progress import Progress, Pulse
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+_REQUEST: Final = 71
+_REPLY: Final = 72
+_IDLE: Final = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class UnitFailure:
+    """A unit that raised on every try, or whose process died too often."""
+
+    key: str
+    error: str
+    traceback: str
+    rank: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a rank did since it last asked, and whether it was told to stop."""
+
+    finished: tuple[str, ...] = ()
+    failed: tuple[UnitFailure, ...] = ()
+    wish: Wish = ""
+
+
+class WorkSource(Protocol):
+    """Where a rank gets its units from and leaves its signs of life."""
+
+    def ask(self, receipt: Receipt) -> None:
+        """Hand in a receipt and ask for more work; the answer is fetched with `answer`."""
+
+    def answer(self) -> Grant:
+        """Wait for the answer to the last `ask`."""
+
+    def pulse(self, pulse: Pulse, wish: Wish) -> None:
+        """Give a sign of life."""
+
+    def event(self, name: str, **facts: object) -> None:
+        """Add a record to ``events.jsonl``."""
+
+
+@dataclass
+class Desk:
+    """Rank 0's desk, which is also rank 0's own source of work.
+
+    Parameters
+    ----------
+    progress, events
+        Where counts and records go.
+    """
+
+    progress: Progress
+    events: Events
+    wish: Wish = field(default="", init=False)
+    quarantine: dict[str, UnitFailure] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._queue = Queue((), 1)
+        self._file: Path | None = None
+        self._mine = Receipt()
+
+    def open(self, queue: Queue, quarantine: dict[str, UnitFailure], file: Path) -> None:
+        """Start handing out the units of a stage."""
+        with self._lock:
+            self._queue, self.quarantine, self._file = queue, dict(quarantine), file
+            if self.wish:
+                queue.stop()
+
+    def want(self, rank: int, receipt: Receipt) -> Grant:
+        """Take a rank's receipt and give it its next units."""
+        with self._lock:
+            for key in receipt.finished:
+                self._queue.finish(key)
+            for failure in receipt.failed:
+                self._queue.finish(failure.key)
+                self._put_in_quarantine(failure)
+            if receipt.finished or receipt.failed:
+                self.progress.advance(len(receipt.finished), len(receipt.failed))
+            self._note(receipt.wish)
+            return self._queue.take(rank)
+
+    def ask(self, receipt: Receipt) -> None:
+        """Keep rank 0's own receipt until it fetches the answer."""
+        self._mine = receipt
+
+    def answer(self) -> Grant:
+        """Answer rank 0."""
+        return self.want(0, self._mine)
+
+    def pulse(self, pulse: Pulse, wish: Wish) -> None:
+        """Take a sign of life."""
+        self.progress.pulse(pulse)
+        with self._lock:
+            self._note(wish)
+
+    def event(self, name: str, **facts: object) -> None:
+        """Add a record to ``events.jsonl``."""
+        self.events.emit(name, **facts)
+
+    def _note(self, wish: Wish) -> None:
+        if wish and self.wish != "stop":
+            if not self.wish:
+                self.progress.state = "stopping"
+                self.events.emit("stop", wish=wish)
+            self.wish = wish
+            self._queue.stop()
+
+    def _put_in_quarantine(self, failure: UnitFailure) -> None:
+        self.quarantine[failure.key] = failure
+        self.events.emit("quarantined", unit=failure.key, error=failure.error, rank=failure.rank)
+        if self._file is not None:
+            write_json(self._file, {k: asdict(f) for k, f in self.quarantine.items()})
+
+
+class DeskThread:
+    """Answers the other ranks' messages until it is closed."""
+
+    def __init__(self, desk: Desk, comm: MPI.Intracomm, on_error: Callable[[BaseException], None]) -> None:
+        self._desk = desk
+        self._comm = comm
+        self._on_error = on_error
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="desk", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Answer what has arrived and end; call it after a barrier."""
+        self._closing.set()
+        self._thread.join(timeout=10)
+
+    def _serve(self) -> None:
+        from mpi4py import MPI
+
+        status = MPI.Status()
+        pause = _IDLE / 16
+        try:
+            while True:
+                if self._comm.Iprobe(MPI.ANY_SOURCE, _REQUEST, status):
+                    self._handle(status.Get_source())
+                    pause = _IDLE / 16
+                elif self._closing.is_set():
+                    return
+                else:
+                    time.sleep(pause)
+                    pause = min(2 * pause, _IDLE)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the job cannot go on without its desk
+            self._on_error(error)
+
+    def _handle(self, source: int) -> None:
+        kind: Literal["want", "pulse", "event"]
+        kind, *content = self._comm.recv(source=source, tag=_REQUEST)
+        if kind == "want":
+            self._comm.send(self._desk.want(source, content[0]), dest=source, tag=_REPLY)
+        elif kind == "pulse":
+            self._desk.pulse(*content)
+        else:
+            name, facts = content
+            self._desk.event(name, **facts)
+
+
+class RemoteDesk:
+    """The desk as another rank sees it."""
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self._comm = comm
+
+    def ask(self, receipt: Receipt) -> None:
+        """Send the receipt."""
+        self._comm.send(("want", receipt), dest=0, tag=_REQUEST)
+
+    def answer(self) -> Grant:
+        """Wait, politely, for the reply."""
+        pause = 2e-5
+        while not self._comm.Iprobe(0, _REPLY):
+            time.sleep(pause)
+            pause = min(2 * pause, 2e-3)
+        grant = self._comm.recv(source=0, tag=_REPLY)
+        assert isinstance(grant, Grant)  # noqa: S101 - for the type checker
+        return grant
+
+    def pulse(self, pulse: Pulse, wish: Wish) -> None:
+        """Send a sign of life."""
+        self._comm.send(("pulse", pulse, wish), dest=0, tag=_REQUEST)
+
+    def event(self, name: str, **facts: object) -> None:
+        """Send a record."""
+        self._comm.send(("event", name, facts), dest=0, tag=_REQUEST)

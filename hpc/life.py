@@ -1,0 +1,115 @@
+"""What a rank carries through its life: its place in the run, and where it is right now."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hpc.context import Context
+from hpc.desk import Desk, WorkSource
+from hpc.ranks import Ranks
+from hpc.rundir import RunDir
+from hpc.settings import Settings
+from hpc.stop import StopFlag
+from hpc.watch.progress import Pulse
+from hpc.whereabouts import Whereabouts
+
+_WISHES = ("", "requeue", "stop")
+
+
+@dataclass
+class Life:
+    """One rank in one attempt at a run.
+
+    Attributes
+    ----------
+    desk
+        Rank 0's desk; None on other ranks.
+    source
+        Where this rank gets its units from: the desk itself on rank 0.
+    homes
+        Segment file by unit key of every finished map.
+    """
+
+    run: RunDir
+    settings: Settings
+    config_hash: str
+    ranks: Ranks
+    ctx: Context
+    source: WorkSource
+    desk: Desk | None
+    stop: StopFlag
+    attempt: int
+    log: logging.Logger
+    here: Whereabouts
+    homes: dict[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def agree_to_stop(self) -> bool:
+        """Say whether any rank was told to stop. Collective."""
+        mine = max(_WISHES.index(self.stop.wish), _WISHES.index(self.desk.wish if self.desk else ""))
+        agreed = self.ranks.allmax(mine)
+        if agreed and self.desk is not None:
+            self.desk.pulse(self.pulse(), "stop" if agreed == _WISHES.index("stop") else "requeue")
+        return agreed > 0
+
+    def pulse(self) -> Pulse:
+        """Return this rank's sign of life."""
+        return Pulse(
+            rank=self.ranks.rank,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            heartbeat=time.time(),
+            unit=self.here.unit,
+            done=self.here.done,
+            busy=self.here.busy,
+            rss_mb=_rss_mb(),
+        )
+
+
+class Heartbeat:
+    """A thread that gives a sign of life every so often, whatever the rank is busy with.
+
+    Parameters
+    ----------
+    life
+        The rank.
+    seconds
+        Between beats.
+    also
+        Called with every beat (rank 0 writes the progress file and touches the lock).
+    """
+
+    def __init__(self, life: Life, seconds: float, also: Callable[[], None] = lambda: None) -> None:
+        self._life = life
+        self._seconds = seconds
+        self._also = also
+        self._end = threading.Event()
+        self._life.source.pulse(life.pulse(), life.stop.wish)
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Beat once more and end."""
+        self._end.set()
+        self._thread.join(timeout=10)
+
+    def _beat(self) -> None:
+        ended = False
+        while not ended:
+            ended = self._end.wait(self._seconds)
+            self._life.source.pulse(self._life.pulse(), self._life.stop.wish)
+            self._also()
+
+
+def _rss_mb() -> float:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)

@@ -1,0 +1,240 @@
+"""The life of a map: listed → scheduled → run → segment → results."""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpc.desk import Desk, Receipt, UnitFailure
+from hpc.errors import RankError
+from hpc.job import Arrays, Map, Unit
+from hpc.life import Life
+from hpc.schedule import Queue
+from hpc.store.atomic import write_json
+from hpc.store.journal import Journal, deaths
+from hpc.store.segments import Finished, StoredResults, scan
+from hpc.store.writer import Writer
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is left of a map at the start of an attempt; decided by rank 0."""
+
+    units: tuple[Unit, ...]
+    todo: tuple[Unit, ...] = ()
+    suspects: frozenset[str] = frozenset()
+    quarantine: Mapping[str, UnitFailure] = field(default_factory=dict)
+    complete: bool = False
+
+
+def run_map(stage: Map, index: int, life: Life) -> bool:
+    """Run a map to its end, or until the ranks agree to stop. Collective.
+
+    Returns
+    -------
+    bool
+        False if it was stopped before all units were done.
+    """
+    directory = life.run.stage(stage.name)
+    plan = life.ranks.bcast(_plan(stage, directory, life) if life.desk else None)
+    if plan.complete:
+        _publish(stage, directory, life)
+        if life.desk:
+            life.desk.progress.skip(index, len(plan.units), len(plan.quarantine))
+        return True
+    if life.desk:
+        _open_desk(life.desk, plan, index, directory, life)
+    life.ranks.barrier()
+    cost = _work(stage, directory, life)
+    costs = life.ranks.gather(cost)
+    stopped = life.agree_to_stop() and bool(life.ranks.bcast(_unfinished(plan, directory, life.desk)))
+    if stopped:
+        return False
+    _publish(stage, directory, life)
+    if life.desk:
+        assert costs is not None  # noqa: S101 - rank 0 gathers
+        _complete(stage, directory, plan, life.desk, life, costs)
+    life.ranks.barrier()
+    return True
+
+
+def _plan(stage: Map, directory: Path, life: Life) -> Plan:
+    """List the units and sort out what earlier attempts did of them. Rank 0."""
+    directory.mkdir(parents=True, exist_ok=True)
+    units = tuple(stage.units(life.ctx))
+    keys = {u.key for u in units}
+    if len(keys) != len(units):
+        twice = sorted({u.key for u in units if sum(v.key == u.key for v in units) > 1})[:3]
+        msg = f"stage {stage.name} lists a unit twice: {', '.join(twice)}; unit keys must be unique"
+        raise RankError(msg)
+    quarantine = {k: UnitFailure(**r) for k, r in _load_json(directory / "quarantine.json").items() if k in keys}
+    if (directory / "complete.json").exists():
+        return Plan(units, quarantine=quarantine, complete=True)
+    found = scan(directory)
+    for damage in found.damaged:
+        life.source.event("fallback", stage=stage.name, reason=damage)
+        life.log.warning("%s: its units are run again", damage)
+        bad = directory / Path(damage.split(":", 1)[0]).name
+        bad.rename(bad.with_name(f"damaged-{bad.name}"))
+    died = {k: n for k, n in deaths(directory).items() if k in keys and k not in found.home}
+    limit = life.settings.engine.max_unit_deaths
+    for key, count in died.items():
+        if count >= limit:
+            quarantine.setdefault(key, _death(key, count, life.attempt))
+    suspects = frozenset(k for k, n in died.items() if n >= max(1, limit - 1) and k not in quarantine)
+    todo = tuple(u for u in units if u.key not in found.home and u.key not in quarantine)
+    return Plan(units, todo, suspects, quarantine)
+
+
+def _death(key: str, count: int, attempt: int) -> UnitFailure:
+    error = f"the process running it died in {count} attempts (killed, out of memory, or a crash in native code)"
+    return UnitFailure(key, error, "", -1, attempt)
+
+
+def _open_desk(desk: Desk, plan: Plan, index: int, directory: Path, life: Life) -> None:
+    restored = len(plan.units) - len(plan.todo) - len(plan.quarantine)
+    file = directory / "quarantine.json"
+    if plan.quarantine:
+        write_json(file, {k: asdict(f) for k, f in plan.quarantine.items()})
+    desk.progress.begin(index, len(plan.units), restored, len(plan.quarantine))
+    desk.event("stage_start", stage=life.here.stage, units=len(plan.units), restored=restored)
+    desk.open(Queue(plan.todo, life.ranks.size, plan.suspects), dict(plan.quarantine), file)
+
+
+def _work(stage: Map, directory: Path, life: Life) -> dict[str, Any]:
+    """Take units until there are no more; return what this rank spent."""
+    start, busy0, done0 = time.monotonic(), life.here.busy, life.here.done
+    writer = Writer(directory, stage.name, life.attempt, life.ranks.rank, life.settings.checkpoint)
+    journal = Journal(directory, life.attempt, life.ranks.rank)
+    finished: list[str] = []
+    failed: list[UnitFailure] = []
+
+    def receipt() -> Receipt:
+        done = Receipt(tuple(finished), tuple(failed), life.stop.wish)
+        finished.clear()
+        failed.clear()
+        return done
+
+    life.source.ask(receipt())
+    grant = life.source.answer()
+    while not grant.over:
+        if not grant.units:
+            time.sleep(0.02)
+        if grant.ahead:
+            life.source.ask(receipt())
+        for unit in grant.units:
+            if life.stop:
+                break
+            outcome = _run_unit(stage, unit, journal, life)
+            if isinstance(outcome, Finished):
+                writer.add(outcome)
+                finished.append(unit.key)
+            else:
+                failed.append(outcome)
+        if not grant.ahead:
+            life.source.ask(receipt())
+        grant = life.source.answer()
+    if finished or failed:
+        life.source.ask(receipt())
+        life.source.answer()
+    writer.flush()
+    journal.close()
+    return {
+        "rank": life.ranks.rank,
+        "start": start,
+        "wall": time.monotonic() - start,
+        "busy": life.here.busy - busy0,
+        "units": life.here.done - done0,
+        **asdict(writer.cost),
+    }
+
+
+def _run_unit(stage: Map, unit: Unit, journal: Journal, life: Life) -> Finished | UnitFailure:
+    """Run one unit, again if it raises; a failure is returned, not raised, unless the job is to fail fast."""
+    life.here.unit = unit.key
+    journal.begin(unit.key)
+    start = time.perf_counter()
+    for attempt in range(1 + life.settings.engine.retries):
+        try:
+            arrays = _checked(stage.run(unit, life.ctx), unit)
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            life.log.exception("stage %s, unit %s: try %d failed", stage.name, unit.key, attempt + 1)
+            life.source.event("unit_failed", stage=stage.name, unit=unit.key, error=text, rank=life.ranks.rank)
+            failure = UnitFailure(unit.key, text, traceback.format_exc(), life.ranks.rank, life.attempt)
+            if life.settings.engine.fail_fast:
+                raise
+        else:
+            break
+    else:
+        journal.end(unit.key)
+        life.here.unit = None
+        return failure
+    seconds = time.perf_counter() - start
+    journal.end(unit.key)
+    life.here.unit = None
+    life.here.done += 1
+    life.here.busy += seconds
+    return Finished(unit.key, arrays, seconds, life.attempt, life.ranks.rank)
+
+
+def _checked(arrays: Arrays, unit: Unit) -> Arrays:
+    """Refuse a result that could not be saved, while it is still clear whose it is."""
+    result = {}
+    for name, value in arrays.items():
+        array = np.asarray(value)
+        if array.dtype.hasobject:
+            msg = f"unit {unit.key} returned {name!r} as Python objects; return numbers or text arrays"
+            raise TypeError(msg)
+        result[name] = array
+    return result
+
+
+def _unfinished(plan: Plan, directory: Path, desk: Desk | None) -> int:
+    if desk is None:
+        return 0
+    return len({u.key for u in plan.units} - set(scan(directory).home) - set(desk.quarantine))
+
+
+def _publish(stage: Map, directory: Path, life: Life) -> None:
+    """Tell every rank where each unit's result lies, so that none depends on its view of the directory."""
+    life.homes[stage.name] = life.ranks.bcast(scan(directory).home if life.desk else None)
+
+
+def _complete(stage: Map, directory: Path, plan: Plan, desk: Desk, life: Life, costs: list[dict[str, Any]]) -> None:
+    home = life.homes[stage.name]
+    missing = {u.key for u in plan.units} - set(home) - set(desk.quarantine)
+    if missing:
+        msg = (
+            f"stage {stage.name}: {len(missing)} units were computed but cannot be read back, e.g. {min(missing)}; "
+            f"the file system under {directory} lost them: run `tessera resume {life.run.path}`"
+        )
+        raise RankError(msg)
+    keys = {u.key for u in plan.units}
+    with life.ctx.timed(f"merge {stage.name}"):
+        stage.merge(StoredResults(directory, {k: f for k, f in home.items() if k in keys}), life.ctx)
+    write_json(
+        directory / "complete.json",
+        {
+            "units": len(plan.units),
+            "quarantined": sorted(desk.quarantine),
+            "segments": sorted(set(home.values())),
+        },
+    )
+    seconds = desk.progress.end()
+    desk.event("stage_end", stage=stage.name, seconds=seconds, units=len(plan.units), ranks=costs)
+
+
+def _load_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,112 @@
+"""One rank of a run: ``python -m hpc.rank RUN``, started by mpiexec, srun, or alone.
+
+The order matters: the thread budget before any numeric import, MPI before the workload, and whatever goes
+wrong ends *all* ranks within seconds with a record of who, where and why.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpc import threads
+from hpc.errors import EXIT_BAD_INPUT, EXIT_FAILED, TesseraError
+from hpc.whereabouts import Whereabouts
+
+if TYPE_CHECKING:
+    from hpc.ranks import Ranks
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run this rank's share of the run in the given directory; return the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if len(arguments) != 1:
+        sys.stderr.write("usage: python -m hpc.rank RUN\n")
+        return EXIT_BAD_INPUT
+    path = Path(arguments[0]).absolute()
+    ranks = None
+    here = Whereabouts()
+    try:
+        config = _config(path)
+        budget = threads.budget(config.get("cluster", {}).get("threads_per_process", "auto"))
+        threads.set_environment(budget)
+        from hpc.ranks import world
+
+        ranks = world()
+        _log_to(path / "logs" / f"rank-{ranks.rank:05d}.log")
+        return _run(path, config, ranks, budget, here)
+    except BaseException as error:  # noqa: BLE001 - any way out of here must take the other ranks along
+        return _fail(path, ranks, error, here)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    from hpc.rundir import RunDir
+
+    return RunDir.open(path).load_config()
+
+
+def _run(path: Path, config: dict[str, Any], ranks: Ranks, budget: int, here: Whereabouts) -> int:
+    from hpc.load import load_job
+    from hpc.options import build
+    from hpc.run import run_job
+    from hpc.rundir import RunDir
+    from hpc.settings import Settings
+
+    settings = build(Settings, config, "config")
+    return run_job(load_job(settings.job), RunDir(path), settings, ranks, budget, here)
+
+
+def _log_to(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(capture=True)
+
+
+def _fail(path: Path, ranks: Ranks | None, error: BaseException, here: Whereabouts) -> int:
+    code = error.exit_code if isinstance(error, TesseraError) else EXIT_FAILED
+    number = ranks.rank if ranks is not None else int(os.environ.get("PMI_RANK", os.environ.get("SLURM_PROCID", "0")))
+    record = {
+        "rank": number,
+        "host": socket.gethostname(),
+        "stage": here.stage,
+        "unit": here.unit,
+        "error": f"{type(error).__name__}: {error}",
+        "message": str(error),
+        "expected": isinstance(error, TesseraError),
+        "exit_code": code,
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+    logging.getLogger("tessera").critical("%s", record["traceback"])
+    _leave_record(path / "failure.json", record)
+    where = f" in stage {record['stage']}" if record["stage"] else ""
+    where += f", unit {record['unit']}" if record["unit"] else ""
+    sys.stderr.write(f"tessera: rank {number} ({record['host']}) failed{where}: {record['error']}\n")
+    sys.stderr.flush()
+    if ranks is not None and ranks.size > 1:
+        ranks.abort(code)
+    return code
+
+
+def _leave_record(path: Path, record: dict[str, Any]) -> None:
+    """Write the record unless another rank was first: the first failure is the cause, the others follow from it."""
+    mine = path.with_name(f"{path.name}.{os.getpid()}.{record['rank']}")
+    with suppress(OSError):
+        mine.write_text(json.dumps(record, indent=1))
+        with suppress(FileExistsError):
+            os.link(mine, path)
+        mine.unlink()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

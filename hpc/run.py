@@ -1,0 +1,218 @@
+"""The life of one rank: lock → setup → stages → report; the only orchestration."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from hpc import threads
+from hpc.context import Context
+from hpc.desk import Desk, DeskThread, RemoteDesk
+from hpc.errors import EXIT_DONE, EXIT_QUARANTINED, EXIT_STOPPED, LockedError, TesseraError
+from hpc.job import Job, Map
+from hpc.life import Heartbeat, Life
+from hpc.loops import run_loop
+from hpc.maps import run_map
+from hpc.provenance import record_attempt
+from hpc.ranks import MpiRanks, Ranks
+from hpc.rundir import RunDir, config_hash
+from hpc.settings import Settings
+from hpc.stop import StopFlag, listen
+from hpc.store.atomic import remove_temporaries
+from hpc.store.lock import RunLock
+from hpc.store.segments import StoredResults
+from hpc.watch.events import Events
+from hpc.watch.progress import Progress, State
+from hpc.whereabouts import Whereabouts
+
+_SCREEN: Final = 0.5
+"""Seconds between two states of the progress file: what a watching person sees as live."""
+
+
+def run_job(job: Job, run: RunDir, settings: Settings, ranks: Ranks, budget: int, here: Whereabouts) -> int:
+    """Run a job on all ranks. Collective.
+
+    Parameters
+    ----------
+    job
+        Built from ``settings.job``.
+    run
+        Its prepared run directory.
+    settings
+        The engine's options.
+    ranks
+        The communicator.
+    budget
+        Threads of each rank.
+    here
+        Kept up to date, so that the caller can say where this rank was if it fails.
+
+    Returns
+    -------
+    int
+        Exit code, the same on every rank: 0 done, 3 done but with quarantined units, 75 stopped and resumable.
+    """
+    flag = StopFlag()
+    listen(flag)
+    lock = _lock(run, ranks)
+    try:
+        life = _begin(run, settings, ranks, budget, flag, here)
+        desk_thread = _desk_thread(life)
+        beat = settings.engine.heartbeat
+        heart = Heartbeat(life, min(beat, _SCREEN) if life.desk else beat, _chores(life, lock))
+        code = _stages(job, life)
+        ranks.barrier()
+        heart.close()
+        ranks.barrier()
+        if desk_thread is not None:
+            desk_thread.close()
+        if life.desk is not None:
+            life.desk.progress.write()
+    finally:
+        if lock is not None:
+            lock.release()
+    return code
+
+
+def _lock(run: RunDir, ranks: Ranks) -> RunLock | None:
+    """Take the run's lock on rank 0; every rank raises if it is taken. Collective."""
+    lock, refusal = None, None
+    if ranks.rank == 0:
+        try:
+            lock = RunLock(run.lock_file)
+        except LockedError as error:
+            refusal = str(error)
+    refusal = ranks.bcast(refusal)
+    if refusal:
+        raise LockedError(refusal)
+    return lock
+
+
+def _begin(run: RunDir, settings: Settings, ranks: Ranks, budget: int, flag: StopFlag, here: Whereabouts) -> Life:
+    digest = config_hash({"job": settings.job, "seed": settings.seed})
+    attempt = 0
+    if ranks.rank == 0:
+        for left in remove_temporaries(run.path):
+            logging.getLogger("tessera").info("removed %s, left by a killed writer", left)
+        attempt = record_attempt(run, digest, ranks.size, budget)
+    attempt = ranks.bcast(attempt)
+    desk = None
+    if ranks.rank == 0:
+        progress = Progress(run.progress_file, attempt, ranks.size, budget)
+        desk = Desk(progress, Events(run.events_file))
+        desk.event("run_start", attempt=attempt, ranks=ranks.size, threads=budget, pid=os.getpid())
+    source = desk if desk is not None else RemoteDesk(ranks.comm)  # type: ignore[attr-defined]
+    log = logging.getLogger("tessera")
+    homes: dict[str, Mapping[str, str]] = {}
+    ctx = Context(
+        ranks=ranks,
+        threads=budget,
+        device=_device(ranks),
+        seed=settings.seed,
+        results_dir=run.results,
+        log=log,
+        results_of=lambda stage: StoredResults(run.stage(stage), homes[stage]),
+        stopping=lambda: bool(flag),
+    )
+    return Life(run, settings, digest, ranks, ctx, source, desk, flag, attempt, log, here, homes)
+
+
+def _device(ranks: Ranks) -> str:
+    """Return the GPU of this rank's place on its node, or ``cpu``; without importing a GPU library."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    count = len([d for d in visible.split(",") if d and d != "-1"])
+    return f"cuda:{ranks.local_rank % count}" if count else "cpu"
+
+
+def _desk_thread(life: Life) -> DeskThread | None:
+    if life.desk is None or not isinstance(life.ranks, MpiRanks):
+        return None
+
+    def give_up(error: BaseException) -> None:
+        life.log.critical("the desk failed: %r", error, exc_info=error)
+        life.ranks.abort(1)
+
+    return DeskThread(life.desk, life.ranks.comm, give_up)
+
+
+def _chores(life: Life, lock: RunLock | None) -> Any:
+    def chores() -> None:
+        if life.desk is not None:
+            life.desk.progress.write()
+        if lock is not None:
+            lock.touch()
+
+    return chores
+
+
+def _stages(job: Job, life: Life) -> int:
+    """Set the job up and run its stages in order; return the exit code."""
+    stages = list(job.stages())
+    if life.desk:
+        life.desk.progress.plan([(s.name, "map" if isinstance(s, Map) else "loop") for s in stages])
+        life.desk.progress.write()
+    life.here.stage = "setup"
+    with life.ctx.timed("setup"):
+        job.setup(life.ctx)
+    _check_threads(life)
+    for index, stage in enumerate(stages):
+        life.here.stage = stage.name
+        if life.agree_to_stop():
+            return _end(life, "stopped", EXIT_STOPPED)
+        with life.ctx.timed(stage.name):
+            finished = run_map(stage, index, life) if isinstance(stage, Map) else run_loop(stage, index, life)
+        if not finished:
+            return _end(life, "stopped", EXIT_STOPPED)
+    life.here.stage = "report"
+    _collect_timings(life)
+    quarantined = bool(life.ranks.bcast(bool(life.run.quarantined()) if life.desk else None))
+    code = _end(life, "quarantined" if quarantined else "done", EXIT_QUARANTINED if quarantined else EXIT_DONE)
+    if life.desk:
+        _report(job, life)
+    return code
+
+
+def _check_threads(life: Life) -> None:
+    """Enforce the budget on the libraries that setup loaded, and report what does not keep to it. Collective."""
+    threads.enforce(life.ctx.threads)
+    masks = life.ranks.gather((life.ranks.local_rank, threads.usable_cpus()))
+    if life.desk and masks is not None:
+        here = [mask for _, mask in masks[: life.ranks.local_size]]
+        for complaint in threads.complaints(life.ctx.threads, here):
+            life.log.warning(complaint)
+            life.desk.event("warning", text=complaint)
+            life.desk.progress.message = complaint
+
+
+def _collect_timings(life: Life) -> None:
+    gathered = life.ranks.gather(life.ctx.timings.seconds)
+    if life.desk and gathered is not None:
+        names = {n for part in gathered for n in part}
+        longest = {n: max(part.get(n, 0.0) for part in gathered) for n in sorted(names)}
+        life.desk.event("timing", seconds=longest)
+
+
+def _end(life: Life, state: State, code: int) -> int:
+    """Close the books of this attempt."""
+    if life.desk:
+        life.desk.progress.state = state
+        life.desk.event("run_end", state=state, exit_code=code)
+        life.desk.progress.write()
+    return code
+
+
+def _report(job: Job, life: Life) -> None:
+    """Write the report page; a picture that cannot be drawn must not fail a run whose results are safe."""
+    try:
+        from hpc.report.write import write_report
+
+        write_report(job, life.run)
+    except Exception as error:
+        life.log.exception("the report could not be written; try again with: tessera report %s", life.run.path)
+        life.source.event("warning", text=f"the report could not be written: {error!r}")
+        if isinstance(error, TesseraError):
+            with suppress(OSError):
+                life.run.report.unlink(missing_ok=True)

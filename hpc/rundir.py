@@ -1,0 +1,260 @@
+"""The run directory: the only state of a run, and the only thing its doors have in common."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+import hpc
+from hpc.errors import ChangedConfigError, RunDirError
+
+FORMAT: Final = 1
+"""Of the layout below; a run of another format is not touched."""
+
+_IDENTITY: Final = ("job", "seed")
+"""The sections of the configuration that decide the results; the others may change from start to start."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """Paths of a run.
+
+    Attributes
+    ----------
+    path
+        The directory; see ``docs/architecture.md`` for what lies in it.
+    """
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved, complete configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def provenance_file(self) -> Path:
+        """Versions, code state and hosts of every attempt."""
+        return self.path / "provenance.json"
+
+    @property
+    def events_file(self) -> Path:
+        """What the engine did."""
+        return self.path / "events.jsonl"
+
+    @property
+    def progress_file(self) -> Path:
+        """How far it is."""
+        return self.path / "progress.json"
+
+    @property
+    def failure_file(self) -> Path:
+        """Which rank failed, where and why, in the last attempt."""
+        return self.path / "failure.json"
+
+    @property
+    def lock_file(self) -> Path:
+        """Who works here."""
+        return self.path / "lock"
+
+    @property
+    def logs(self) -> Path:
+        """One file per rank, and the launcher's."""
+        return self.path / "logs"
+
+    @property
+    def results(self) -> Path:
+        """What the scientist came for."""
+        return self.path / "results"
+
+    @property
+    def report(self) -> Path:
+        """The page with pictures."""
+        return self.path / "report" / "index.html"
+
+    def stage(self, name: str) -> Path:
+        """Segments and generations of a stage."""
+        return self.path / "checkpoints" / name
+
+    @classmethod
+    def prepare(cls, path: Path, config: Mapping[str, Any]) -> RunDir:
+        """Create the directory of a new run, or make sure that an old one may be continued with this configuration.
+
+        Parameters
+        ----------
+        path
+            The run directory, absolute.
+        config
+            The resolved configuration as plain values.
+
+        Raises
+        ------
+        hpc.errors.ChangedConfigError
+            If the run was started with another job or seed; the message shows the difference.
+        hpc.errors.RunDirError
+            If the directory cannot be written, is no run directory, or was made by another version.
+        """
+        run = cls(path)
+        if run.config_file.exists():
+            run.check_version(any_version=bool(config.get("run", {}).get("any_version", False)))
+            _compare(run.load_config(), config, run)
+        elif path.is_dir() and any(p for p in path.iterdir() if p.name != "logs"):
+            msg = f"{path}: is neither empty nor a run directory; give another run.dir"
+            raise RunDirError(msg)
+        try:
+            for directory in (run.logs, run.results, run.report.parent, path / "checkpoints"):
+                directory.mkdir(parents=True, exist_ok=True)
+            run.failure_file.unlink(missing_ok=True)
+            _replace_text(run.config_file, yaml.safe_dump(dict(config), sort_keys=False))
+        except OSError as error:
+            msg = f"{path}: the run directory cannot be written ({error.strerror}); free space or give another run.dir"
+            raise RunDirError(msg) from error
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunDir:
+        """Return an existing run.
+
+        Raises
+        ------
+        hpc.errors.RunDirError
+            If there is none.
+        """
+        run = cls(path.absolute())
+        if not run.config_file.is_file():
+            msg = f"{path}: no run here (config.yaml is missing); give the directory that was run.dir"
+            raise RunDirError(msg)
+        return run
+
+    def load_config(self) -> dict[str, Any]:
+        """Return the configuration.
+
+        Raises
+        ------
+        hpc.errors.RunDirError
+            If the file is damaged.
+        """
+        try:
+            config = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            msg = f"{self.config_file}: cannot be read ({error}); restore it, or start a new run"
+            raise RunDirError(msg) from error
+        if not isinstance(config, dict) or "job" not in config:
+            msg = f"{self.config_file}: holds no configuration of a run; restore it, or start a new run"
+            raise RunDirError(msg)
+        return config
+
+    def check_version(self, *, any_version: bool = False) -> None:
+        """Refuse a run that another version made.
+
+        Raises
+        ------
+        hpc.errors.RunDirError
+            With both versions and the remedy.
+        """
+        try:
+            made = json.loads(self.provenance_file.read_bytes())
+        except (OSError, ValueError):
+            return
+        layout, version = made.get("format"), made.get("version")
+        if layout != FORMAT or (version != hpc.__version__ and not any_version):
+            msg = (
+                f"{self.path}: was made by tessera {version} (format {layout}), this is {hpc.__version__} (format {FORMAT}); "
+                f"continue it with: pip install tessera-hpc=={version}"
+                + (", or accept mixed results with run.any_version=true" if layout == FORMAT else "")
+            )
+            raise RunDirError(msg)
+
+    def read_progress(self) -> dict[str, Any] | None:
+        """Return the content of ``progress.json``, None before the first heartbeat."""
+        return _read_json(self.progress_file)
+
+    def read_failure(self) -> dict[str, Any] | None:
+        """Return what the failing rank wrote in the last attempt, None if no rank failed."""
+        return _read_json(self.failure_file)
+
+    def quarantined(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Return the quarantine records by stage and unit."""
+        files = sorted((self.path / "checkpoints").glob("*/quarantine.json"))
+        found = {f.parent.name: _read_json(f) for f in files}
+        return {stage: records for stage, records in found.items() if records}
+
+    def forget_quarantine(self) -> int:
+        """Let quarantined units be tried again; return how many there were.
+
+        Stages after the first affected one were computed from incomplete results: they are run anew.
+        """
+        records = self.quarantined()
+        order = [s["name"] for s in (self.read_progress() or {}).get("stages", [])]
+        for stage in records:
+            directory = self.stage(stage)
+            for stale in (
+                directory / "complete.json",
+                directory / "quarantine.json",
+                *directory.glob("begun-*.txt"),
+            ):
+                stale.unlink(missing_ok=True)
+        affected = [i for i, name in enumerate(order) if name in records]
+        for later in order[min(affected, default=len(order)) + 1 :]:
+            shutil.rmtree(self.stage(later), ignore_errors=True)
+        return sum(len(r) for r in records.values())
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Return a SHA-256 of the parts of the configuration that decide the results."""
+    identity = {k: config.get(k) for k in _IDENTITY}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _compare(old: Mapping[str, Any], new: Mapping[str, Any], run: RunDir) -> None:
+    lines = [
+        line
+        for key in _IDENTITY
+        for line in difflib.unified_diff(
+            _lines(key, old.get(key)),
+            _lines(key, new.get(key)),
+            "started with",
+            "given now",
+            lineterm="",
+            n=0,
+        )
+        if line[:1] in "+-" and line[:3] not in ("+++", "---")
+    ]
+    if lines:
+        msg = (
+            f"{run.path}: this run was started with another configuration (-), so it cannot be continued with this one (+):\n"
+            + "\n".join(f"  {line}" for line in lines)
+            + f"\ngive another run.dir, or continue as it was with: tessera resume {run.path}"
+        )
+        raise ChangedConfigError(msg)
+
+
+def _lines(prefix: str, value: object) -> list[str]:
+    """Return one ``a.b.c: value`` line per leaf, so that a difference names its key in full."""
+    if isinstance(value, Mapping) and value:
+        return [line for k in sorted(value, key=str) for line in _lines(f"{prefix}.{k}", value[k])]
+    return [f"{prefix}: {json.dumps(value, default=str)}"]
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    with suppress(OSError, ValueError):
+        value = json.loads(path.read_bytes())
+        if isinstance(value, dict):
+            return value
+    return None
+
+
+def _replace_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

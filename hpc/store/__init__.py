@@ -1,0 +1,1 @@
+"""Durable state: atomic files, segments of finished units, generations of a loop's state."""

@@ -1,0 +1,188 @@
+"""Files that are either whole or absent, and HDF5 files that tell when they are damaged.
+
+The protocol is the same for every file: write under a temporary name in the same directory, close, fsync,
+rename, fsync the directory. A reader therefore never sees a half-written file, and a temporary file left by a
+killed process is never read. No pickle anywhere: arrays are HDF5 datasets, everything else is JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from hpc.errors import CorruptFileError
+from hpc.job import Arrays
+
+TEMPORARY: Final = ".tmp-"
+"""Marks temporary names; anything holding it may be deleted when no process works in the directory."""
+
+_CHUNK_BYTES: Final = 1 << 20
+_LIBVER: Final = ("v110", "v110")
+"""Checksummed metadata, and readable by every HDF5 since 1.10 (2016)."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file and put it in the place of ``path`` durably.
+
+    Raises
+    ------
+    OSError
+        As raised by the file system; the old content of ``path`` is then untouched.
+    """
+    temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    try:
+        write(temporary)
+        _fsync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    _fsync(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a small file atomically and durably."""
+    write_atomically(path, lambda p: _write_all(p, content))
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file atomically and durably."""
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def replace_json(path: Path, value: object) -> None:
+    """Replace a JSON file atomically but without fsync: for figures that are rewritten every second."""
+    temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
+    temporary.write_bytes(json.dumps(value).encode())
+    temporary.replace(path)
+
+
+def sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_hdf5(path: Path, arrays: Arrays, attributes: Mapping[str, object]) -> None:
+    """Write named arrays and JSON attributes as one atomic HDF5 file, every dataset under a checksum.
+
+    Parameters
+    ----------
+    path
+        Final name; its directory exists.
+    arrays
+        Names may hold ``/`` for groups. Any shape; numbers, booleans, complex numbers and text.
+    attributes
+        JSON-serialisable values, stored as one JSON text in a checksummed dataset.
+
+    Raises
+    ------
+    TypeError
+        If an array holds Python objects.
+    OSError
+        If the file system does; nothing is left behind.
+    """
+
+    def write(temporary: Path) -> None:
+        with h5py.File(temporary, "w", libver=_LIBVER, locking=False) as file:
+            text = np.frombuffer(json.dumps(dict(attributes), sort_keys=True).encode(), np.uint8)
+            _put(file, "attributes.json", text)
+            for name, array in arrays.items():
+                _put(file, f"arrays/{name}", np.asarray(array))
+
+    write_atomically(path, write)
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[tuple[h5py.Group, dict[str, Any]]]:
+    """Open a file of `write_hdf5`; yields its group of arrays and its attributes.
+
+    Raises
+    ------
+    hpc.errors.CorruptFileError
+        If the file is missing, truncated, or its checksums do not match.
+    """
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            attributes = json.loads(file["attributes.json"][()].tobytes())
+            yield file.get("arrays", {}), attributes
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        msg = f"{path}: cannot be read as a checkpoint file ({error}); it is damaged or was not written by tessera"
+        raise CorruptFileError(msg) from error
+
+
+def read_array(dataset: h5py.Dataset) -> NDArray[Any]:
+    """Return one dataset of `write_hdf5` as it was given, shape and text type included."""
+    array = dataset[()]
+    if "text" in dataset.attrs:
+        array = np.char.decode(array, "utf-8")
+    shape = tuple(int(n) for n in dataset.attrs["shape"])
+    return np.asarray(array).reshape(shape)
+
+
+def read_hdf5(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Return all arrays and the attributes of a file of `write_hdf5`.
+
+    Raises
+    ------
+    hpc.errors.CorruptFileError
+        If the file is missing, truncated, or its checksums do not match.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    with open_hdf5(path) as (group, attributes):
+        if group:
+
+            def visit(name: str, node: object) -> None:
+                if isinstance(node, h5py.Dataset):
+                    arrays[name] = read_array(node)
+
+            group.visititems(visit)
+    return arrays, attributes
+
+
+def remove_temporaries(directory: Path) -> list[Path]:
+    """Delete what killed writers left behind; only the holder of the run's lock may call this."""
+    left = [p for p in directory.rglob(f"*{TEMPORARY}*") if p.is_file()]
+    for path in left:
+        path.unlink(missing_ok=True)
+    return left
+
+
+def _put(file: h5py.File, name: str, array: NDArray[Any]) -> None:
+    if array.dtype.hasobject:
+        msg = f"array {name!r} holds Python objects; only numbers and text can be saved"
+        raise TypeError(msg)
+    text = array.dtype.kind == "U"
+    flat = np.char.encode(array, "utf-8").reshape(-1) if text else array.reshape(-1)
+    if flat.dtype.itemsize == 0:  # a text array of empty strings
+        flat = flat.astype("S1")
+    chunk = max(1, min(flat.size, _CHUNK_BYTES // flat.dtype.itemsize))
+    dataset = file.create_dataset(
+        name, data=flat, chunks=(chunk,), maxshape=(None,), fletcher32=True, track_order=False
+    )
+    dataset.attrs["shape"] = np.asarray(array.shape, np.int64)
+    if text:
+        dataset.attrs["text"] = True
+
+
+def _write_all(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

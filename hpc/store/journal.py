@@ -1,0 +1,46 @@
+"""Which units were begun: the memory that survives a process killed in the middle of one.
+
+One append-only text file per rank and attempt, a line ``+key`` before a unit and ``-key`` after it. Lines are
+written straight to the file (no buffer, no fsync): the page cache survives a killed process. After a
+node loss some lines may be missing; then a unit's death goes uncounted, which costs one more attempt.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+
+class Journal:
+    """Records the units a rank begins and ends in one attempt at a stage."""
+
+    def __init__(self, directory: Path, attempt: int, rank: int) -> None:
+        path = directory / f"begun-{attempt:04d}-{rank:05d}.txt"
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def begin(self, key: str) -> None:
+        """Note that the unit is about to run."""
+        os.write(self._descriptor, f"+{key}\n".encode())
+
+    def end(self, key: str) -> None:
+        """Note that the unit came back, with a result or an exception, or was given up in good order."""
+        os.write(self._descriptor, f"-{key}\n".encode())
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+
+def deaths(directory: Path) -> Counter[str]:
+    """Count, for each unit, the attempts in which it was begun and its process never came back."""
+    count: Counter[str] = Counter()
+    for path in sorted(directory.glob("begun-*.txt")):
+        open_units: set[str] = set()
+        for line in path.read_text(errors="replace").splitlines():
+            if line.startswith("+"):
+                open_units.add(line[1:])
+            elif line.startswith("-"):
+                open_units.discard(line[1:])
+        count.update(open_units)
+    return count

@@ -1,0 +1,108 @@
+"""One process group at a time may work in a run directory.
+
+The lock is a file made with ``link``, which is atomic on NFS too, naming its owner. The owner touches it with
+every heartbeat. A lock is taken over when its owner is a dead process of this host or has not touched it
+for a minute; taking over renames the stale file first, which only one contender can do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from hpc.errors import LockedError
+
+STALE_AFTER: Final = 60.0
+"""Seconds without a heartbeat after which an owner on another host counts as dead."""
+
+
+class RunLock:
+    """The lock of a run directory.
+
+    Raises
+    ------
+    hpc.errors.LockedError
+        If a living process holds it; the message names the owner.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._owner = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": _started(os.getpid()),
+            "token": uuid.uuid4().hex,
+            "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        }
+        mine = path.with_name(f"{path.name}.{self._owner['token']}")
+        mine.write_text(json.dumps(self._owner))
+        try:
+            for _ in range(10):
+                if self._try(mine):
+                    return
+        finally:
+            mine.unlink(missing_ok=True)
+        msg = f"{path}: several processes are fighting for this run; start it again when they have ended"
+        raise LockedError(msg)
+
+    def _try(self, mine: Path) -> bool:
+        with suppress(FileExistsError):
+            os.link(mine, self.path)
+            return True
+        owner = read_owner(self.path)
+        if owner is not None and not self._is_dead(owner):
+            msg = (
+                f"{self.path.parent}: this run is being worked on by process {owner['pid']} on {owner['host']}"
+                + (f" (SLURM job {owner['slurm_job']})" if owner.get("slurm_job") else "")
+                + "; wait for it, or stop it first"
+            )
+            raise LockedError(msg)
+        stale = self.path.with_name(f"{self.path.name}.stale-{uuid.uuid4().hex[:8]}")
+        with suppress(FileNotFoundError):
+            self.path.rename(stale)
+            stale.unlink()
+        return False
+
+    def _is_dead(self, owner: dict[str, Any]) -> bool:
+        if owner.get("host") == self._owner["host"]:
+            return _started(int(owner["pid"])) != owner.get("started")
+        if owner.get("slurm_job") and owner["slurm_job"] == self._owner["slurm_job"]:
+            return True  # this very job before it was requeued to other nodes
+        try:
+            return time.time() - self.path.stat().st_mtime > STALE_AFTER
+        except OSError:
+            return True
+
+    def touch(self) -> None:
+        """Tell others that the owner lives."""
+        with suppress(OSError):
+            os.utime(self.path)
+
+    def release(self) -> None:
+        """Give the lock up, if it is still this owner's."""
+        owner = read_owner(self.path)
+        if owner is not None and owner.get("token") == self._owner["token"]:
+            self.path.unlink(missing_ok=True)
+
+
+def read_owner(path: Path) -> dict[str, Any] | None:
+    """Return who holds the lock, None if nobody does."""
+    try:
+        owner = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return owner if isinstance(owner, dict) else None
+
+
+def _started(pid: int) -> str | None:
+    """Return the kernel's start time of a process: a pid that was given to another process does not fool us."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return None

@@ -1,0 +1,99 @@
+"""Fixtures for all tests: runs of the engine through its real launcher, and the shared data if it is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+SHARED = CHECKOUT.parent / "shared"
+
+
+def pytest_report_header() -> str:
+    return f"shared data: {'present' if SHARED.is_dir() else 'ABSENT, the tests marked shared will be skipped'}"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and scene generators beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip("the shared data folder is not beside this checkout")
+    return SHARED
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A process that ran ranks, and its run directory."""
+
+    code: int
+    output: str
+    path: Path
+
+    def text(self, name: str) -> str:
+        return (self.path / name).read_text()
+
+    def json(self, name: str) -> dict:
+        return json.loads(self.text(name))
+
+    def events(self, kind: str) -> list[dict]:
+        records = [json.loads(line) for line in self.text("events.jsonl").splitlines()]
+        return [r for r in records if r["event"] == kind]
+
+
+def rank_command(path: Path, ranks: int) -> list[str]:
+    command = [sys.executable, "-m", "hpc.rank", str(path)]
+    if ranks > 1:
+        mpiexec = Path(sys.executable).with_name("mpiexec")
+        command = [str(mpiexec), "-n", str(ranks), *command]
+    return command
+
+
+def rank_environment(ranks: int) -> dict[str, str]:
+    path = os.pathsep.join([str(CHECKOUT / "tests" / "hpc"), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, "TESSERA_RANKS": str(ranks)}
+
+
+def start_toy(path: Path, ranks: int = 1, *, threads=1, checkpoint=None, engine=None, **options) -> subprocess.Popen:
+    """Start the toy workload's ranks on a prepared run directory."""
+    from hpc.rundir import RunDir
+
+    config = {
+        "job": {"_target_": "toyjob.ToyJob", "name": "toy", **options},
+        "run": {"dir": str(path)},
+        "cluster": {"ranks": ranks, "threads_per_process": threads},
+        "checkpoint": checkpoint or {},
+        "engine": {"heartbeat": 0.1, **(engine or {})},
+        "seed": 5,
+    }
+    RunDir.prepare(path, config)
+    with output_of(path).open("w") as output:
+        return subprocess.Popen(
+            rank_command(path, ranks),
+            env=rank_environment(ranks),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def output_of(path: Path) -> Path:
+    """Where the ranks of a run write what they say."""
+    return path.with_name(f"{path.name}.out")
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """Run the toy workload through real ranks; returns what became of it."""
+
+    def run(name: str = "run", ranks: int = 1, **keywords) -> Finished:
+        process = start_toy(tmp_path / name, ranks, **keywords)
+        code = process.wait(timeout=120)
+        return Finished(code, output_of(tmp_path / name).read_text(), tmp_path / name)
+
+    return run

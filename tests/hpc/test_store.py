@@ -1,0 +1,191 @@
+"""Atomic files, segments, generations and the journal, on real disks with real damage."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hpc.errors import CorruptFileError, LockedError
+from hpc.store import atomic, generations, journal, lock, segments
+
+ARRAYS = {
+    "scalar": np.float64(np.pi),
+    "empty": np.zeros((0, 3), np.float32),
+    "image": np.arange(12, dtype=np.int16).reshape(3, 4),
+    "flags": np.array([True, False]),
+    "wave": np.array([1 + 2j, -3j]),
+    "text": np.array(["a", "", "größe"]),
+    "group/inner": np.float32([np.nan, np.inf]),
+}
+
+
+def same(a, b) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def test_hdf5_round_trip(tmp_path):
+    atomic.write_hdf5(tmp_path / "a.h5", ARRAYS, {"b": [1, None, "x"]})
+    arrays, attributes = atomic.read_hdf5(tmp_path / "a.h5")
+    assert attributes == {"b": [1, None, "x"]}
+    assert arrays.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        assert same(arrays[name], np.asarray(array)), name
+
+
+def test_objects_are_refused_and_nothing_is_left(tmp_path):
+    with pytest.raises(TypeError, match="Python objects"):
+        atomic.write_hdf5(tmp_path / "a.h5", {"bad": np.array([{}], object)}, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failed_write_keeps_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    atomic.write_json(path, {"version": 1})
+    with pytest.raises(RuntimeError):
+        atomic.write_atomically(path, lambda p: (p.write_text("half"), (_ for _ in ()).throw(RuntimeError()))[0])
+    assert json.loads(path.read_text()) == {"version": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "empty", "text", "missing"])
+def test_damaged_files_are_named(tmp_path, damage):
+    path = tmp_path / "a.h5"
+    atomic.write_hdf5(path, ARRAYS, {})
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes({"truncate": content[: len(content) // 2], "empty": b"", "text": b"hello"}[damage])
+    with pytest.raises(CorruptFileError, match=r"a\.h5"):
+        atomic.read_hdf5(path)
+
+
+def test_a_flipped_bit_is_never_read_silently(tmp_path):
+    path = tmp_path / "a.h5"
+    arrays = {"data": np.random.default_rng(1).normal(size=4000)}
+    atomic.write_hdf5(path, arrays, {"x": 1})
+    content = path.read_bytes()
+    rng = np.random.default_rng(2)
+    detected = 0
+    for position in rng.integers(0, len(content), 150):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        try:
+            found, attributes = atomic.read_hdf5(path)
+        except CorruptFileError:
+            detected += 1
+        else:
+            assert same(found["data"], arrays["data"])
+            assert attributes == {"x": 1}
+    assert detected > 100
+
+
+def finished(key: str, **arrays) -> segments.Finished:
+    return segments.Finished(key, arrays, seconds=0.5, attempt=1, rank=0)
+
+
+def test_segment_keeps_ragged_and_differing_units(tmp_path):
+    units = [
+        finished("b", x=np.arange(3.0), kind=np.array("star")),
+        finished("a", x=np.zeros((2, 2))),
+        finished("c", y=np.float32(7)),
+        finished("d"),
+        finished("e", x=np.zeros(0)),
+    ]
+    segments.write_segment(tmp_path / "seg-1.h5", "s", units)
+    results = segments.StoredResults(tmp_path, segments.scan(tmp_path).home)
+    assert list(results) == ["a", "b", "c", "d", "e"]
+    for unit in units:
+        assert results[unit.key].keys() == unit.arrays.keys()
+        for name, array in unit.arrays.items():
+            assert same(results[unit.key][name], np.asarray(array))
+
+
+def test_scan_reports_doubled_units_and_damage(tmp_path):
+    segments.write_segment(tmp_path / "seg-1.h5", "s", [finished("a", x=np.ones(2))])
+    segments.write_segment(tmp_path / "seg-2.h5", "s", [finished("a", x=np.ones(2)), finished("b")])
+    (tmp_path / "seg-3.h5").write_bytes(b"junk")
+    (tmp_path / "seg-4.h5.tmp-1-2").write_bytes(b"left over")
+    found = segments.scan(tmp_path)
+    assert found.home == {"a": "seg-1.h5", "b": "seg-2.h5"}
+    assert found.doubled == ["a"]
+    assert len(found.damaged) == 1
+    assert "seg-3.h5" in found.damaged[0]
+
+
+def save(directory, number, value, keep=2):
+    generations.save_generation(directory, number, {"x": np.full(1000, value)}, {"config_hash": "c"}, keep)
+
+
+def test_generations_keep_two_and_the_newest_wins(tmp_path):
+    for n in range(1, 5):
+        save(tmp_path, n, float(n))
+    assert sorted(p.name for p in tmp_path.glob("*.h5")) == ["gen-00000003.h5", "gen-00000004.h5"]
+    newest = generations.load_newest(tmp_path)
+    assert (newest.number, newest.state["x"][0], newest.fallbacks) == (4, 4.0, [])
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "no data", "no record", "bad record", "schema", "escape"])
+def test_falling_back_says_which_and_why(tmp_path, damage):
+    save(tmp_path, 1, 1.0)
+    save(tmp_path, 2, 2.0)
+    data, record = tmp_path / "gen-00000002.h5", tmp_path / "gen-00000002.json"
+    if damage == "flip":
+        content = bytearray(data.read_bytes())
+        content[len(content) // 2] ^= 1
+        data.write_bytes(content)
+    elif damage == "truncate":
+        os.truncate(data, 100)
+    elif damage == "no data":
+        data.unlink()
+    elif damage == "no record":
+        record.unlink()
+    elif damage == "bad record":
+        record.write_text("{")
+    elif damage == "schema":
+        record.write_text(json.dumps({**json.loads(record.read_text()), "schema": 99}))
+    else:
+        record.write_text(json.dumps({**json.loads(record.read_text()), "file": "../gen-00000001.h5"}))
+    found = generations.load_newest(tmp_path)
+    assert (found.number, found.state["x"][0]) == (1, 1.0)
+    if damage != "no record":  # an uncommitted generation is not a fallback, it never happened
+        assert "gen-00000002" in found.fallbacks[0]
+
+
+def test_journal_counts_only_units_that_never_came_back(tmp_path):
+    for attempt in (1, 2):
+        book = journal.Journal(tmp_path, attempt, 0)
+        for key in ("fine", "killer"):
+            book.begin(key)
+            if key == "fine":
+                book.end(key)
+        book.close()
+    assert journal.deaths(tmp_path) == {"killer": 2}
+
+
+def test_lock_refuses_the_living_and_takes_over_from_the_dead(tmp_path):
+    path = tmp_path / "lock"
+    held = lock.RunLock(path)
+    with pytest.raises(LockedError, match=str(os.getpid())):
+        lock.RunLock(path)
+    held.release()
+    script = f"from pathlib import Path; from hpc.store.lock import RunLock; RunLock(Path({str(path)!r}))"
+    subprocess.run([sys.executable, "-c", script], check=True)  # ends without giving it up
+    assert path.exists()
+    lock.RunLock(path).release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lock_of_another_host_is_stale_only_after_a_silent_minute(tmp_path):
+    path = tmp_path / "lock"
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "1", "token": "t", "slurm_job": None}))
+    with pytest.raises(LockedError, match="elsewhere"):
+        lock.RunLock(path)
+    old = path.stat().st_mtime - 2 * lock.STALE_AFTER
+    os.utime(path, (old, old))
+    lock.RunLock(path).release()
