@@ -1,4 +1,4 @@
-"""Are Python and the packages that runs need there, and which versions?"""
+"""Whether Python has the packages that runs need, and which versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is this a SLURM cluster, and which MPI plugins can srun start ranks with?"""
+"""Whether this is a SLURM cluster, and with which MPI plugins srun can start ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many threads will a rank use, and do the numeric libraries obey?"""
+"""How many threads a rank will use, and whether the numeric libraries obey."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def read_status(run: Path, now: float | None = None) -> RunStatus:
         config = yaml.safe_load((run / "config.yaml").read_bytes())
         job, heartbeat = str(config["job"]["name"]), float(config["engine"]["heartbeat"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        return RunStatus(str(run), "unreadable", message=f"config.yaml: {error or type(error).__name__}")
+        return RunStatus(str(run), "unreadable", message=f"config.yaml: {error!r}")
     try:
         progress = json.loads((run / "progress.json").read_bytes())
         failure = _failure(run)
@@ -126,7 +126,7 @@ def read_status(run: Path, now: float | None = None) -> RunStatus:
         failure = _failure(run)
         return RunStatus(str(run), "failed" if failure else "not started", job, message=failure or "")
     except (OSError, ValueError, TypeError, KeyError) as error:
-        return RunStatus(str(run), "unreadable", job, message=f"progress.json: {error or type(error).__name__}")
+        return RunStatus(str(run), "unreadable", job, message=f"progress.json: {error!r}")
 
 
 def _failure(run: Path) -> str | None:
