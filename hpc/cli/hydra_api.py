@@ -27,7 +27,7 @@ def on_trees(folders: Sequence[Path]) -> Iterator[Hydra]:
     """
     path = create_config_search_path(search_path_dir=str(folders[0]))
     for folder in folders[1:]:
-        path.append("tessera", f"file://{folder}")
+        path.prepend("tessera", f"file://{folder}", anchor="schema")
     GlobalHydra.instance().clear()
     version.setbase("1.3")
     try:

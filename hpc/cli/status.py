@@ -7,10 +7,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
 
 from hpc.cli.arguments import Parser
 from hpc.errors import EXIT_DONE
+from hpc.launch.outcome import resume_line
 from hpc.watch.screen import listing, screen
 from hpc.watch.status import LIVE, RunStatus, find_runs, read_status
 
@@ -39,7 +41,12 @@ def _read(path: Path) -> list[RunStatus]:
 
 
 def _picture(runs: Sequence[RunStatus], path: Path) -> RenderableType:
-    return screen(runs[0], time.time()) if [r.path for r in runs] == [str(path)] else listing(runs, path)
+    if [run.path for run in runs] != [str(path)]:
+        return listing(runs, path)
+    picture = screen(runs[0], time.time())
+    if runs[0].state not in {"stopped", "failed", "lost"}:
+        return picture
+    return Group(picture, Text(f"go on with:  {resume_line(path)}"))
 
 
 def _watch(path: Path) -> None:

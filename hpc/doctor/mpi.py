@@ -8,7 +8,7 @@ from typing import Final
 
 from hpc.doctor.finding import Finding
 from hpc.errors import LaunchError
-from hpc.launch.environment import rank_command, rank_environment
+from hpc.launch.environment import Crew, rank_command, rank_environment
 
 _RANKS: Final = 2
 _TIMEOUT: Final = 60.0
@@ -33,7 +33,12 @@ def check(mpiexec: str | None = None) -> Finding:
         return Finding("MPI", "fail", str(error), "pip install mpich")
     try:
         done = subprocess.run(
-            command, env=rank_environment(1), capture_output=True, text=True, timeout=_TIMEOUT, check=False
+            command,
+            env=rank_environment(Crew(_RANKS, 1)),
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return Finding("MPI", "fail", f"two ranks of {command[0]} did not meet within {_TIMEOUT:.0f} s", _OTHER_MPI)

@@ -9,7 +9,7 @@ import sys
 from typing import Final
 
 from hpc.doctor.finding import Finding
-from hpc.launch.environment import rank_environment
+from hpc.launch.environment import Crew, rank_environment
 from hpc.threads import usable_cpus
 
 _PROBE: Final = """
@@ -28,7 +28,7 @@ def check() -> Finding:
     try:
         done = subprocess.run(
             [sys.executable, "-c", _PROBE],
-            env=rank_environment(1),
+            env=rank_environment(Crew(1, 1)),
             capture_output=True,
             text=True,
             timeout=_TIMEOUT,

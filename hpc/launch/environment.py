@@ -41,7 +41,7 @@ class Crew:
     threads: int
 
 
-def crew(cluster: ClusterSettings) -> Crew:
+def share_cpus(cluster: ClusterSettings) -> Crew:
     """Share the CPUs this process may use among the ranks.
 
     Returns
@@ -95,13 +95,15 @@ def rank_command(program: list[str], ranks: int, mpiexec: str | None) -> list[st
     return python if ranks == 1 else [*find_mpiexec(mpiexec), "-n", str(ranks), *python]
 
 
-def rank_environment(threads: int, outer: Mapping[str, str] = os.environ) -> dict[str, str]:
+def rank_environment(crew: Crew, outer: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the ranks' environment: an outer job's variables removed, the thread budget set.
 
     Inside a SLURM allocation the bundled mpiexec would start the ranks through srun on all its nodes; ranks
-    that are asked for here stay here. ``TESSERA_COMMAND`` goes into the run's provenance.
+    that are asked for here stay here. ``TESSERA_RANKS`` lets them notice if
+    they do not see each other; ``TESSERA_COMMAND`` goes into the run's provenance.
     """
     environment = {k: v for k, v in outer.items() if k in _KEPT or not k.startswith(_FOREIGN)}
-    set_environment(threads, environment)
+    set_environment(crew.threads, environment)
+    environment["TESSERA_RANKS"] = str(crew.ranks)
     environment.setdefault("TESSERA_COMMAND", shlex.join(sys.argv))
     return environment

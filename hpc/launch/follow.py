@@ -7,9 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from hpc.watch.status import RunStatus
+from hpc.watch.status import LIVE, RunStatus
+
+if TYPE_CHECKING:
+    from rich.live import Live
 
 _EVERY: Final = 10.0
 """Seconds between plain lines, unless the state or the stage changes."""
@@ -35,28 +38,24 @@ def display(run: Path) -> Iterator[Display]:
     from rich.console import Console
     from rich.live import Live
 
-    with Live(console=Console(highlight=False), auto_refresh=False, transient=False) as live:
-        picture = Picture(live)
-        picture.say(f"starting the ranks of {run}")
+    with Live(console=Console(highlight=False), auto_refresh=False) as live:
+        picture = Picture(live, f"starting the ranks of {run}")
         yield picture
+        picture.say("")
 
 
 class Picture:
-    """A picture of the run that is redrawn in place."""
+    """A picture of the run that is redrawn in place; ``words`` stand for it until the ranks have written."""
 
-    def __init__(self, live: object) -> None:
-        from rich.live import Live
-
-        assert isinstance(live, Live)  # noqa: S101 - rich is imported late
+    def __init__(self, live: Live, words: str) -> None:
         self._live = live
+        self._placeholder = words
         self._words = ""
         self._status: RunStatus | None = None
 
     def update(self, status: RunStatus, started: float) -> None:
         """Redraw."""
         if status.updated is not None and status.updated >= started:
-            if status.state not in {"starting", "stopping"} and self._status is None:
-                self._words = ""
             self._status = status
         self._draw()
 
@@ -71,9 +70,9 @@ class Picture:
 
         from hpc.watch.screen import screen
 
+        picture = screen(self._status, time.time()) if self._status else Text(self._placeholder, style="dim")
         words = [Text(self._words, style="yellow")] if self._words else []
-        picture = [screen(self._status, time.time())] if self._status else []
-        self._live.update(Group(*picture, *words), refresh=True)
+        self._live.update(Group(picture, *words), refresh=True)
 
 
 class Lines:
@@ -88,6 +87,8 @@ class Lines:
         if status.updated is None or status.updated < started:
             return
         news = (status.state, status.stage)
+        if status.state not in LIVE:
+            return  # how it ended is told by the closing words
         if news == self._shown and time.monotonic() < self._next:
             return
         from hpc.watch.screen import line

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Final
 
 from hpc.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_QUARANTINED, EXIT_STOPPED
-from hpc.launch.environment import crew, rank_command, rank_environment
+from hpc.launch.environment import rank_command, rank_environment, share_cpus
 from hpc.launch.follow import Display, display
 from hpc.launch.outcome import Ending, explain, record_silent_death
 from hpc.settings import ClusterSettings
@@ -62,8 +62,8 @@ def launch(run: Path, cluster: ClusterSettings) -> int:
     hpc.errors.LaunchError
         If there is no mpiexec for more than one rank.
     """
-    team = crew(cluster)
-    command = rank_command(["-m", "hpc.rank", str(run)], team.ranks, cluster.mpiexec)
+    crew = share_cpus(cluster)
+    command = rank_command(["-m", "hpc.rank", str(run)], crew.ranks, cluster.mpiexec)
     log = run / "logs" / "launch.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.time()
@@ -74,7 +74,7 @@ def launch(run: Path, cluster: ClusterSettings) -> int:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=rank_environment(team.threads),
+            env=rank_environment(crew),
             start_new_session=True,
         )
         try:

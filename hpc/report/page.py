@@ -27,6 +27,9 @@ _TONE: Final = {"done": "good", "failed": "bad", "lost": "bad", "unreadable": "b
 _NOTED: Final = frozenset({"warning", "fallback", "unit_failed", "stop"})
 """Events that a reader of the results should know of."""
 
+_LISTED: Final = 200
+"""Units and events that are shown; a page of thousands would not open."""
+
 _POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """Makes the browser enforce that the page loads nothing, whatever a workload put into it."""
 
@@ -113,7 +116,7 @@ def _quarantine(records: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     if not shown:
         return ""
     text = "<p>These units failed every try. The results lack them; all others are complete.</p>"
-    return block("Quarantined units", text, *shown)
+    return block("Quarantined units", text, *shown[:_LISTED], _rest(len(shown), "checkpoints/*/quarantine.json"))
 
 
 def _stages(status: RunStatus, colours: Mapping[str, str]) -> str:
@@ -159,10 +162,10 @@ def _checkpoints(events: Iterable[Mapping[str, Any]]) -> str:
             sum(float(r.get(name, 0)) for r in ranks) for name in ("files", "nbytes", "blocked", "wall")
         )
         share = 100 * blocked / wall if wall else 0.0
-        rows.append((event["stage"], int(files), size / 2**20, blocked, share))
+        rows.append((event["stage"], int(files), _size(size), blocked, share))
     if not rows:
         return ""
-    columns = ("stage", "files", "MiB", "blocked, s", "of the ranks' time, %")
+    columns = ("stage", "files", "saved", "blocked, s", "of the ranks' time, %")
     caption = "What saving cost: blocked is the time the ranks could not compute because of it, all ranks together."
     return block("Checkpoints", table(Table(columns, rows, caption)))
 
@@ -175,7 +178,20 @@ def _notes(events: Iterable[Mapping[str, Any]]) -> str:
     ]
     if not rows:
         return ""
-    return block("Worth knowing", table(Table(("when", "what", "details"), rows)))
+    listed = table(Table(("when", "what", "details"), rows[:_LISTED]))
+    return block("Worth knowing", listed, _rest(len(rows), "events.jsonl"))
+
+
+def _rest(number: int, file: str) -> str:
+    return f"<p>{number - _LISTED} more are in {escape(file)}.</p>" if number > _LISTED else ""
+
+
+def _size(nbytes: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if nbytes < 1024:
+            return f"{nbytes:.3g} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.3g} TiB"
 
 
 def _words(event: Mapping[str, Any]) -> str:

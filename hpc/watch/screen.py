@@ -122,7 +122,7 @@ def _filled(stage: StageStatus) -> float:
 def _note(stage: StageStatus, live: RunStatus | None) -> Text:
     """Return the rest of a stage's line; ``live`` is the run if the stage is being worked on."""
     words = []
-    if live is not None and live.state == "running":
+    if live is not None and live.state == "running" and live.rate:
         words.append(f"{speed(live.rate)}, {duration(live.eta)} to go")
     elif stage.state == "done":
         words.append(duration(stage.seconds))
@@ -194,6 +194,6 @@ def line(status: RunStatus) -> str:
     text = f"{status.state}: {stage.name} {stage.done}/{stage.total or '?'}"
     if stage.quarantined:
         text += f" ({stage.quarantined} quarantined)"
-    if status.state == "running":
+    if status.state == "running" and status.rate:
         text += f", {speed(status.rate)}, {duration(status.eta)} to go"
     return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -20,6 +21,9 @@ LIVE: Final = ("starting", "running", "stopping")
 
 SILENCE: Final = 30.0
 """Seconds without a sign of life after which a run is called lost; never under ten heartbeats."""
+
+DEAD_SILENCE: Final = 5.0
+"""The same if the ranks ran on this machine and their processes are gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,8 @@ def _status(
     last = max([updated, *(r.heartbeat for r in ranks)])
     state = str(progress["state"])
     if state in LIVE:
-        state = "failed" if failure else "lost" if last < oldest else state
+        silent = last < (now - DEAD_SILENCE if _all_dead(ranks) else oldest)
+        state = "failed" if failure else "lost" if silent else state
     return RunStatus(
         path=path,
         state=state,
@@ -164,6 +169,12 @@ def _status(
         ranks=ranks,
         message=failure or str(progress["message"]),
     )
+
+
+def _all_dead(ranks: Sequence[RankStatus]) -> bool:
+    """Say whether all ranks were on this machine and none of their processes is there any more."""
+    here = os.uname().nodename
+    return bool(ranks) and all(r.host == here and not Path(f"/proc/{r.pid}").exists() for r in ranks)
 
 
 def _record(cls: type[T], values: Mapping[str, Any]) -> T:
