@@ -1,0 +1,1 @@
+"""Forced multi-band PSF photometry on registered FITS frames, cut into patches."""
