@@ -52,7 +52,8 @@ def compose_config(overrides: Sequence[str], folders: Sequence[Path], *, with_hy
     refuse_hydra_settings(overrides)
     try:
         return hydra_api.composed(overrides, folders, with_hydra=with_hydra)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        # OmegaConf lets a ValueError through when a list is addressed like a section.
         raise ConfigError(explain(error, overrides, folders)) from None
 
 

@@ -76,7 +76,10 @@ def _wrong_words(overrides: Sequence[str], folders: Sequence[Path]) -> list[str]
     choices = {}
     keys = []
     wrong = []
-    for word in hydra_api.parsed(overrides):
+    words = hydra_api.parsed(overrides)
+    if any(word.is_sweep_override() for word in words):
+        return []
+    for word in words:
         key = word.key_or_group
         if key in known and not word.is_delete():
             choices[key] = str(word.value())

@@ -26,7 +26,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--any-version", action="store_true", help="go on although another version started the run")
     given = parser.read(arguments)
     run = RunDir.open(given.run)
-    settings = build(Settings, changed(run.load_config(), given.overrides), "config")
+    complete = plain(build(Settings, run.load_config(), "config"))
+    settings = build(Settings, changed(complete, given.overrides), "config")
     mapping = plain(settings)
     mapping["run"] = {"dir": str(run.path), "any_version": settings.run.any_version or given.any_version}
     RunDir.prepare(run.path, mapping)

@@ -29,6 +29,9 @@ def main(arguments: Sequence[str]) -> int:
 
         hydra_api.complete(given.overrides, folders)
         return EXIT_DONE
+    if given.cfg and given.multirun:
+        msg = "--cfg shows one configuration; leave out --multirun and its lists of values"
+        raise ConfigError(msg)
     if given.cfg:
         return _show(given, folders)
     if given.resolve or given.package:

@@ -84,14 +84,15 @@ def _run(member: Member) -> int:
 def _print_summary(members: Sequence[Member], codes: Sequence[int]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("run", "state", "combination"):
         table.add_column(name)
     for number, member in enumerate(members):
         state = _MEANING.get(codes[number], "failed") if number < len(codes) else "not started"
-        table.add_row(str(number), state, member.label)
-    console = Console(highlight=False, soft_wrap=True)
+        table.add_row(str(number), state, Text(member.label))
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print()
     console.print(table)
     directory = members[0].composed.settings.run.dir.parent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 from hpc.report.html import escape
@@ -49,7 +50,7 @@ def attempts(events: Sequence[Mapping[str, Any]]) -> list[Attempt]:
     """Split the records of a run into its attempts."""
     starts = [i for i, event in enumerate(events) if event["event"] == "run_start"]
     found: list[Attempt] = []
-    for begin, end in zip(starts, [*starts[1:], len(events)], strict=True):
+    for begin, end in pairwise([*starts, len(events)]):
         offset = found[-1].offset + found[-1].seconds if found else 0.0
         found.append(Attempt(events[begin:end], offset))
     return found

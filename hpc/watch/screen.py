@@ -143,7 +143,7 @@ def _ranks(ranks: Sequence[RankStatus], now: float) -> Table:
     for rank in ranks:
         table.add_row(
             str(rank.rank),
-            rank.host,
+            Text(rank.host),
             str(rank.done),
             duration(rank.busy),
             f"{rank.rss_mb:.0f} MiB",
@@ -173,10 +173,10 @@ def listing(runs: Sequence[RunStatus], base: Path) -> Table:
         path = Path(run.path)
         note = Text(f" {run.message}", style="dim") if run.state == "unreadable" else Text()
         table.add_row(
-            str(path.relative_to(base)) if path.is_relative_to(base) else run.path,
-            run.job,
+            Text(str(path.relative_to(base)) if path.is_relative_to(base) else run.path),
+            Text(run.job),
             state_text(run) + note,
-            stage.name if stage and run.state not in {"done", "quarantined"} else "",
+            Text(stage.name if stage and run.state not in {"done", "quarantined"} else ""),
             f"{stage.done}/{stage.total}" if stage else "",
             speed(run.rate) if run.state == "running" else "",
             duration(run.eta) if run.state == "running" else "",

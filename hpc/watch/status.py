@@ -119,9 +119,9 @@ def read_status(run: Path, now: float | None = None) -> RunStatus:
     now = time.time() if now is None else now
     try:
         config = yaml.safe_load((run / "config.yaml").read_bytes())
-        job, heartbeat = str(config["job"]["name"]), float(config["engine"]["heartbeat"])
+        job, heartbeat = str(config["job"]["name"]), float(config.get("engine", {}).get("heartbeat", 0.0))
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        return RunStatus(str(run), "unreadable", message=f"config.yaml: {error!r}")
+        return RunStatus(str(run), "unreadable", message=f"config.yaml: {_first_line(error)}")
     try:
         progress = json.loads((run / "progress.json").read_bytes())
         failure = _failure(run)
@@ -130,7 +130,11 @@ def read_status(run: Path, now: float | None = None) -> RunStatus:
         failure = _failure(run)
         return RunStatus(str(run), "failed" if failure else "not started", job, message=failure or "")
     except (OSError, ValueError, TypeError, KeyError) as error:
-        return RunStatus(str(run), "unreadable", job, message=f"progress.json: {error!r}")
+        return RunStatus(str(run), "unreadable", job, message=f"progress.json: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _failure(run: Path) -> str | None:

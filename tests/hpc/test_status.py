@@ -1,0 +1,148 @@
+"""What is read from a run directory, and how it is shown."""
+
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from hpc.errors import RunDirError
+from hpc.watch.screen import duration, line, listing, screen, speed
+from hpc.watch.status import find_runs, read_status
+
+NOW = 1_000_000.0
+
+
+def write_run(path: Path, heartbeat: float = 2.0, **changes) -> Path:
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(f"job: {{name: toy}}\nengine: {{heartbeat: {heartbeat}}}\n")
+    stage = {"kind": "map", "quarantined": 0, "restored": 0, "seconds": 10.0}
+    rank = {"host": "node1", "pid": 1, "heartbeat": NOW - 1, "unit": "u[red]7", "done": 5, "busy": 8.0, "rss_mb": 70}
+    progress = {
+        "schema": 1,
+        "state": "running",
+        "attempt": 2,
+        "stage": "patches",
+        "stages": [
+            {**stage, "name": "prepare", "state": "done", "done": 4, "total": 4},
+            {**stage, "name": "patches", "state": "running", "done": 30, "total": 40, "quarantined": 1, "new_key": 1},
+        ],
+        "rate": 0.5,
+        "eta": 3725.0,
+        "started": NOW - 100,
+        "updated": NOW - 1,
+        "size": 2,
+        "threads": 4,
+        "ranks": [{**rank, "rank": 0}, {**rank, "rank": 1, "unit": None}],
+        "message": "",
+    }
+    (path / "progress.json").write_text(json.dumps({**progress, **changes}))
+    return path
+
+
+def text(renderable, width: int = 120) -> str:
+    console = Console(width=width, file=io.StringIO())
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def test_a_running_run(tmp_path):
+    status = read_status(write_run(tmp_path / "run"), NOW)
+    assert (status.state, status.job, status.size, status.quarantined) == ("running", "toy", 2, 1)
+    assert status.current.done == 30
+    shown = text(screen(status, NOW))
+    for part in ("toy  running", "2 ranks × 4 threads", "attempt 2", "30/40", "30/min", "1 h 02 min to go"):
+        assert part in shown
+    assert "1 quarantined" in shown
+    assert "u[red]7" in shown  # a unit's key is not markup
+    assert "1.0 s ago" in shown
+    assert line(status) == "running: patches 30/40 (1 quarantined), 30/min, 1 h 02 min to go"
+
+
+@pytest.mark.parametrize("state", ["starting", "running", "stopping"])
+def test_a_silent_run_is_lost_not_running(tmp_path, state):
+    write_run(tmp_path / "run", state=state)
+    assert read_status(tmp_path / "run", NOW + 28).state == state
+    lost = read_status(tmp_path / "run", NOW + 40)
+    assert lost.state == "lost"
+    assert "lost (silent for 41 s)" in text(screen(lost, NOW + 40))
+
+
+def test_a_slow_heartbeat_is_given_time(tmp_path):
+    write_run(tmp_path / "run", heartbeat=60.0)
+    assert read_status(tmp_path / "run", NOW + 500).state == "running"
+    assert read_status(tmp_path / "run", NOW + 700).state == "lost"
+
+
+def test_one_living_rank_keeps_a_run_alive(tmp_path):
+    ranks = [{"rank": 0, "heartbeat": NOW - 500}, {"rank": 1, "heartbeat": NOW}]
+    write_run(tmp_path / "run", ranks=ranks, updated=NOW - 500)
+    assert read_status(tmp_path / "run", NOW).state == "running"
+
+
+def test_ranks_of_this_machine_that_are_gone_are_lost_soon(tmp_path):
+    here = os.uname().nodename
+    gone = {"rank": 0, "host": here, "pid": 2**22 + 1, "heartbeat": NOW}  # above the kernel's largest pid
+    write_run(tmp_path / "gone", ranks=[gone], updated=NOW)
+    write_run(tmp_path / "alive", ranks=[{**gone, "pid": os.getpid()}], updated=NOW)
+    assert read_status(tmp_path / "gone", NOW + 8).state == "lost"
+    assert read_status(tmp_path / "alive", NOW + 8).state == "running"
+
+
+@pytest.mark.parametrize("state", ["done", "failed", "stopped", "quarantined"])
+def test_an_ended_run_stays_what_it_is(tmp_path, state):
+    write_run(tmp_path / "run", state=state)
+    assert read_status(tmp_path / "run", NOW + 1e6).state == state
+
+
+def test_a_failure_that_the_ranks_could_not_report_counts(tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / "failure.json").write_text('{"error": "ValueError: no"}')
+    status = read_status(run, NOW)
+    assert (status.state, status.message) == ("failed", "ValueError: no")
+
+
+def test_damaged_and_young_runs_do_not_hide_the_others(tmp_path):
+    write_run(tmp_path / "a")
+    (write_run(tmp_path / "b") / "progress.json").write_text("{")
+    (write_run(tmp_path / "c") / "progress.json").unlink()
+    (write_run(tmp_path / "d") / "config.yaml").write_text("[")
+    states = [read_status(run, NOW).state for run in find_runs(tmp_path)]
+    assert states == ["running", "unreadable", "not started", "unreadable"]
+    shown = text(listing([read_status(run, NOW) for run in find_runs(tmp_path)], tmp_path), 200)
+    assert [row.split()[0] for row in shown.splitlines()] == ["run", "a", "b", "c", "d"]
+
+
+def test_runs_are_found_one_and_two_levels_down_in_natural_order(tmp_path):
+    for name in ("sweep/10", "sweep/9", "single"):
+        write_run(tmp_path / name)
+    assert [str(p.relative_to(tmp_path)) for p in find_runs(tmp_path)] == ["single", "sweep/9", "sweep/10"]
+    assert find_runs(tmp_path / "single") == [tmp_path / "single"]
+    with pytest.raises(RunDirError, match=r"holds: single, sweep"):
+        find_runs(tmp_path / "singel")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunDirError, match=r"no config\.yaml"):
+        find_runs(tmp_path / "empty")
+
+
+def test_many_ranks_are_summed_up(tmp_path):
+    ranks = [{"rank": r, "host": "n", "heartbeat": NOW - r, "unit": "u", "rss_mb": 1024} for r in range(40)]
+    shown = text(screen(read_status(write_run(tmp_path / "run", ranks=ranks), NOW), NOW))
+    assert "40 of 40 ranks in a unit, 40.0 GiB in all; longest silent: rank 39 on n, 39 s" in shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(None, "–"), (0, "0.0 s"), (9.96, "10.0 s"), (59.6, "1 min 00 s"), (61, "1 min 01 s"), (7322, "2 h 02 min")],
+)
+def test_durations(seconds, said):
+    assert duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("rate", "said"), [(None, "–"), (0, "–"), (12.345, "12.3/s"), (0.5, "30/min"), (0.001, "3.6/h"), (1e-4, "8.64/day")]
+)
+def test_speeds(rate, said):
+    assert speed(rate) == said
