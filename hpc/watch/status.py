@@ -25,6 +25,9 @@ SILENCE: Final = 30.0
 DEAD_SILENCE: Final = 5.0
 """The same if the ranks ran on this machine and their processes are gone."""
 
+AFTERGLOW: Final = 10.0
+"""Seconds for which the other ranks may still write progress after one has failed."""
+
 
 @dataclass(frozen=True, slots=True)
 class StageStatus:
@@ -138,11 +141,17 @@ def _first_line(error: Exception) -> str:
 
 
 def _failure(run: Path) -> str | None:
-    """Return the error of a failed attempt; the file is removed when the next one starts."""
+    """Return the error of a failed attempt; the file is removed when the next one starts.
+
+    Progress that went on after it belongs to healthy ranks: what failed was a second start beside them.
+    """
+    failure, progress = run / "failure.json", run / "progress.json"
     try:
-        return str(json.loads((run / "failure.json").read_bytes())["error"])
+        error = str(json.loads(failure.read_bytes())["error"])
+        outlived = progress.exists() and progress.stat().st_mtime - failure.stat().st_mtime > AFTERGLOW
     except FileNotFoundError:
         return None
+    return None if outlived else error
 
 
 def _status(

@@ -102,6 +102,9 @@ def test_a_failure_that_the_ranks_could_not_report_counts(tmp_path):
     (run / "failure.json").write_text('{"error": "ValueError: no"}')
     status = read_status(run, NOW)
     assert (status.state, status.message) == ("failed", "ValueError: no")
+    later = (run / "failure.json").stat().st_mtime + 60
+    os.utime(run / "progress.json", (later, later))  # a second start failed, the first goes on
+    assert read_status(run, NOW).state == "running"
 
 
 def test_damaged_and_young_runs_do_not_hide_the_others(tmp_path):
