@@ -60,7 +60,9 @@ def groups(folders: Sequence[Path]) -> dict[str, dict[str, Path]]:
 
 
 def headline(file: Path) -> str:
-    """Return the first comment of a config file: what the option is for."""
+    """Return the first sentence of a config file's first comment: what the option is for."""
     with file.open(encoding="utf-8") as lines:
         comments = (line.lstrip("# ").strip() for line in lines if line.startswith("#"))
-        return next((c for c in comments if c and not c.startswith("@")), "")
+        first = next((c for c in comments if c and not c.startswith("@")), "")
+    sentence, stop, _ = first.partition(". ")
+    return sentence + stop.rstrip()
