@@ -10,6 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
@@ -58,8 +59,11 @@ class Results(Protocol):
     def __contains__(self, key: object, /) -> bool: ...
     def __getitem__(self, key: str, /) -> dict[str, NDArray[Any]]: ...
     def items(self) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
-        """Yield ``(key, arrays)`` in key order, reading one segment file at a time where possible."""
+        """Yield ``(key, arrays)`` in key order."""
         ...
+
+    def save(self, path: Path) -> None:
+        """Write all results into one HDF5 file, streaming; its layout is described in `hpc.store.compact`."""
 
 
 class Map(ABC):
@@ -77,7 +81,11 @@ class Map(ABC):
         """Compute one unit: a pure function of the configuration, the inputs and the unit."""
 
     def merge(self, results: Results, ctx: Context) -> None:
-        """Turn all results into files under ``ctx.results_dir``. Rank 0 only; repeated after a kill."""
+        """Turn all results into files under ``ctx.results_dir``; by default ``NAME.h5`` with everything.
+
+        Called on rank 0 only, and again if the run was killed meanwhile.
+        """
+        results.save(ctx.results_dir / f"{self.name}.h5")
 
 
 class Loop(ABC):

@@ -17,6 +17,8 @@ from hpc.ranks import Ranks
 from hpc.rundir import RunDir
 from hpc.settings import Settings
 from hpc.stop import StopFlag
+from hpc.store.journal import Journal
+from hpc.store.writer import Writer
 from hpc.watch.progress import Pulse
 from hpc.whereabouts import Whereabouts
 
@@ -35,6 +37,8 @@ class Life:
         Where this rank gets its units from: the desk itself on rank 0.
     homes
         Segment file by unit key of every finished map.
+    saving, journal
+        Of the stage this rank is in.
     """
 
     run: RunDir
@@ -49,6 +53,8 @@ class Life:
     log: logging.Logger
     here: Whereabouts
     homes: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    saving: Writer | None = None
+    journal: Journal | None = None
 
     def agree_to_stop(self) -> bool:
         """Say whether any rank was told to stop. Collective."""
@@ -57,6 +63,17 @@ class Life:
         if agreed and self.desk is not None:
             self.desk.pulse(self.pulse(), "stop" if agreed == _WISHES.index("stop") else "requeue")
         return agreed > 0
+
+    def start_writer(self, stage: str) -> Writer:
+        """Start the writer of a stage; it is also what a stop signal flushes."""
+
+        def warn(text: str) -> None:
+            self.log.warning(text)
+            self.source.event("warning", text=text, rank=self.ranks.rank)
+
+        directory = self.run.stage(stage)
+        self.saving = Writer(directory, stage, self.attempt, self.ranks.rank, self.settings.checkpoint, warn)
+        return self.saving
 
     def pulse(self) -> Pulse:
         """Return this rank's sign of life."""

@@ -9,7 +9,7 @@ from hpc.job import Arrays, Loop
 from hpc.life import Life
 from hpc.store.atomic import write_json
 from hpc.store.generations import Restored, load_newest
-from hpc.store.writer import Writer
+from hpc.store.writer import WriteCost
 
 
 def run_loop(stage: Loop, index: int, life: Life) -> bool:
@@ -30,31 +30,60 @@ def run_loop(stage: Loop, index: int, life: Life) -> bool:
         done, total = stage.steps(state)
         life.desk.progress.begin(index, total, done)
         life.desk.event("stage_start", stage=stage.name, restored=number)
-    writer = Writer(marker.parent, stage.name, life.attempt, life.ranks.rank, life.settings.checkpoint)
-    facts = {"config_hash": life.config_hash, "world_size": life.ranks.size}
-    start, first, saved = time.monotonic(), number, number
+    saver = _Saver(life, stage.name, number) if life.desk else None
+    first = number
     while not stage.done(state):
         stopping = life.agree_to_stop()
-        if life.desk and number > saved and (stopping or writer.due()):
-            writer.save(number, state, facts)
-            saved = number
+        if saver and (stopping or saver.due()):
+            saver.save(number, state)
         if stopping:
+            if saver:
+                saver.close()
             life.ranks.barrier()
             return False
         state = _step(stage, state, life)
         number += 1
-    if life.desk:
-        if number > saved:
-            writer.save(number, state, facts)
+    if saver:
+        saver.save(number, state)
+        cost = saver.close()
         with life.ctx.timed(f"finish {stage.name}"):
             stage.finish(state, life.ctx)
         write_json(marker, {"steps": number})
-        cost = {"rank": 0, "start": start, "wall": time.monotonic() - start, "busy": life.here.busy}
-        cost |= {"units": number - first, **asdict(writer.cost)}
-        seconds = life.desk.progress.end()
-        life.desk.event("stage_end", stage=stage.name, seconds=seconds, units=number, ranks=[cost])
+        _end(life, stage.name, number, number - first, cost)
     life.ranks.barrier()
     return True
+
+
+class _Saver:
+    """Rank 0's hand on the writer: saves each state once."""
+
+    def __init__(self, life: Life, stage: str, number: int) -> None:
+        self._writer = life.start_writer(stage)
+        self._facts = {"config_hash": life.config_hash, "world_size": life.ranks.size}
+        self._saved = number
+
+    def due(self) -> bool:
+        """Count a step; say whether it is time to save."""
+        self._writer.cadence.step()
+        return self._writer.cadence.due()
+
+    def save(self, number: int, state: Arrays) -> None:
+        """Hand the state after step ``number`` to the writer, if it has not been."""
+        if number > self._saved:
+            self._writer.save(number, state, self._facts)
+            self._saved = number
+
+    def close(self) -> WriteCost:
+        """Wait until the last state is durable."""
+        self._writer.close()
+        return self._writer.cost
+
+
+def _end(life: Life, stage: str, number: int, made: int, cost: WriteCost) -> None:
+    assert life.desk is not None  # noqa: S101 - only rank 0 comes here
+    seconds = life.desk.progress.end()
+    spent = {"rank": 0, "wall": seconds, "busy": life.here.busy, "units": made, **asdict(cost)}
+    life.desk.event("stage_end", stage=stage, seconds=seconds, units=number, ranks=[spent])
 
 
 def _step(stage: Loop, state: Arrays, life: Life) -> Arrays:

@@ -20,7 +20,6 @@ from hpc.schedule import Queue
 from hpc.store.atomic import write_json
 from hpc.store.journal import Journal, deaths
 from hpc.store.segments import Finished, StoredResults, scan
-from hpc.store.writer import Writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +110,8 @@ def _open_desk(desk: Desk, plan: Plan, index: int, directory: Path, life: Life) 
 def _work(stage: Map, directory: Path, life: Life) -> dict[str, Any]:
     """Take units until there are no more; return what this rank spent."""
     start, busy0, done0 = time.monotonic(), life.here.busy, life.here.done
-    writer = Writer(directory, stage.name, life.attempt, life.ranks.rank, life.settings.checkpoint)
-    journal = Journal(directory, life.attempt, life.ranks.rank)
+    writer = life.start_writer(stage.name)
+    journal = life.journal = Journal(directory, life.attempt, life.ranks.rank)
     finished: list[str] = []
     failed: list[UnitFailure] = []
 
@@ -144,7 +143,8 @@ def _work(stage: Map, directory: Path, life: Life) -> dict[str, Any]:
     if finished or failed:
         life.source.ask(receipt())
         life.source.answer()
-    writer.flush()
+    writer.close()
+    life.journal = None
     journal.close()
     return {
         "rank": life.ranks.rank,

@@ -232,7 +232,7 @@ def world() -> Ranks:
     expected = int(os.environ.get("TESSERA_RANKS", tasks))
     if ranks.size != expected:
         msg = (
-            f"{expected} ranks were started but this one sees a world of {ranks.size}: the launcher and the MPI library "
+            f"{expected} ranks were started but this one sees a world of {ranks.size}: the launcher and MPI "
             "do not speak the same PMI. With the bundled MPICH use srun --mpi=pmi2 (or export SLURM_MPI_TYPE=pmi2), "
             "with Open MPI 5 use --mpi=pmix; `tessera doctor` tries them"
         )

@@ -12,6 +12,7 @@ from hpc import threads
 from hpc.context import Context
 from hpc.desk import Desk, DeskThread, RemoteDesk
 from hpc.errors import EXIT_DONE, EXIT_QUARANTINED, EXIT_STOPPED, LockedError, TesseraError
+from hpc.grace import Grace
 from hpc.job import Job, Map
 from hpc.life import Heartbeat, Life
 from hpc.loops import run_loop
@@ -63,7 +64,9 @@ def run_job(job: Job, run: RunDir, settings: Settings, ranks: Ranks, budget: int
         desk_thread = _desk_thread(life)
         beat = settings.engine.heartbeat
         heart = Heartbeat(life, min(beat, _SCREEN) if life.desk else beat, _chores(life, lock))
+        grace = Grace(life, lock.release if lock is not None else lambda: None)
         code = _stages(job, life)
+        grace.close()
         ranks.barrier()
         heart.close()
         ranks.barrier()

@@ -169,7 +169,8 @@ class RunDir:
         layout, version = made.get("format"), made.get("version")
         if layout != FORMAT or (version != hpc.__version__ and not any_version):
             msg = (
-                f"{self.path}: was made by tessera {version} (format {layout}), this is {hpc.__version__} (format {FORMAT}); "
+                f"{self.path}: was made by tessera {version} (format {layout}), this is {hpc.__version__} "
+                f"(format {FORMAT}); "
                 f"continue it with: pip install tessera-hpc=={version}"
                 + (", or accept mixed results with run.any_version=true" if layout == FORMAT else "")
             )
@@ -232,7 +233,8 @@ def _compare(old: Mapping[str, Any], new: Mapping[str, Any], run: RunDir) -> Non
     ]
     if lines:
         msg = (
-            f"{run.path}: this run was started with another configuration (-), so it cannot be continued with this one (+):\n"
+            f"{run.path}: this run was started with another configuration (-), "
+            "so it cannot be continued with this one (+):\n"
             + "\n".join(f"  {line}" for line in lines)
             + f"\ngive another run.dir, or continue as it was with: tessera resume {run.path}"
         )

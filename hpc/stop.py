@@ -28,11 +28,13 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.wish: Wish = ""
+        self.raised = threading.Event()
 
     def request(self, wish: Wish) -> None:
         """Ask for a stop; "stop" is not weakened to "requeue" by a later signal."""
         if self.wish != "stop":
             self.wish = wish
+        self.raised.set()
 
     def __bool__(self) -> bool:
         return bool(self.wish)

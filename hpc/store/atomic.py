@@ -22,12 +22,15 @@ from numpy.typing import NDArray
 
 from hpc.errors import CorruptFileError
 from hpc.job import Arrays
+from hpc.store.faults import reached
 
 TEMPORARY: Final = ".tmp-"
 """Marks temporary names; anything holding it may be deleted when no process works in the directory."""
 
 _CHUNK_BYTES: Final = 1 << 20
-_LIBVER: Final = ("v110", "v110")
+_SLICE_CHUNKS: Final = 8
+"""Chunks written at a time: h5py holds one lock for all files, and a reader in another thread waits for it."""
+LIBVER: Final = ("v110", "v110")
 """Checksummed metadata, and readable by every HDF5 since 1.10 (2016)."""
 
 
@@ -41,14 +44,19 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """
     temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
+        reached("begin")
         write(temporary)
+        reached("written")
         _fsync(temporary)
+        reached("synced")
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
+    reached("renamed")
     _fsync(path.parent)
+    reached("durable")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -95,7 +103,7 @@ def write_hdf5(path: Path, arrays: Arrays, attributes: Mapping[str, object]) -> 
     """
 
     def write(temporary: Path) -> None:
-        with h5py.File(temporary, "w", libver=_LIBVER, locking=False) as file:
+        with h5py.File(temporary, "w", libver=LIBVER, locking=False) as file:
             text = np.frombuffer(json.dumps(dict(attributes), sort_keys=True).encode(), np.uint8)
             _put(file, "attributes.json", text)
             for name, array in arrays.items():
@@ -169,11 +177,14 @@ def _put(file: h5py.File, name: str, array: NDArray[Any]) -> None:
         flat = flat.astype("S1")
     chunk = max(1, min(flat.size, _CHUNK_BYTES // flat.dtype.itemsize))
     dataset = file.create_dataset(
-        name, data=flat, chunks=(chunk,), maxshape=(None,), fletcher32=True, track_order=False
+        name, flat.shape, flat.dtype, chunks=(chunk,), maxshape=(None,), fletcher32=True, track_order=False
     )
     dataset.attrs["shape"] = np.asarray(array.shape, np.int64)
     if text:
         dataset.attrs["text"] = True
+    for start in range(0, flat.size, chunk * _SLICE_CHUNKS):
+        dataset[start : start + chunk * _SLICE_CHUNKS] = flat[start : start + chunk * _SLICE_CHUNKS]
+        reached("slice")
 
 
 def _write_all(path: Path, content: bytes) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from hpc.errors import CorruptFileError
 from hpc.job import Arrays
 from hpc.store.atomic import read_hdf5, sha256, write_hdf5, write_json
+from hpc.store.faults import reached
 
 SCHEMA: Final = 1
 
@@ -59,7 +60,9 @@ def save_generation(directory: Path, number: int, state: Arrays, facts: Mapping[
         "size": data.stat().st_size,
         "sha256": sha256(data),
     }
+    reached("before-commit")
     write_json(data.with_suffix(".json"), record)
+    reached("before-retention")
     for old in sorted(directory.glob("gen-*.json"))[:-keep]:
         old.unlink(missing_ok=True)  # the record first: what has no record is not trusted
         old.with_suffix(".h5").unlink(missing_ok=True)
@@ -70,7 +73,7 @@ def load_newest(directory: Path) -> Restored:
     fallbacks: list[str] = []
     for record_path in sorted(directory.glob("gen-*.json"), reverse=True):
         try:
-            number, state = _load(record_path)
+            number, state = load_generation(record_path)
         except CorruptFileError as error:
             fallbacks.append(str(error))
             continue
@@ -78,7 +81,14 @@ def load_newest(directory: Path) -> Restored:
     return Restored(fallbacks=fallbacks)
 
 
-def _load(record_path: Path) -> tuple[int, dict[str, NDArray[Any]]]:
+def load_generation(record_path: Path) -> tuple[int, dict[str, NDArray[Any]]]:
+    """Return number and state of one committed generation.
+
+    Raises
+    ------
+    hpc.errors.CorruptFileError
+        If the record or its file is missing or damaged, or of another schema.
+    """
     try:
         record = json.loads(record_path.read_bytes())
         data = directory_file(record_path.parent, str(record["file"]))

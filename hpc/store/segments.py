@@ -63,6 +63,64 @@ def write_segment(path: Path, stage: str, units: Sequence[Finished]) -> None:
     write_hdf5(path, arrays, {"schema": SCHEMA, "kind": "segment", "stage": stage, "columns": names})
 
 
+@dataclass(frozen=True, slots=True)
+class Column:
+    """The arrays of one name, type and number of axes in one segment.
+
+    Attributes
+    ----------
+    name
+        Of the arrays.
+    keys
+        The units that have one.
+    shapes
+        Shape (units, axes).
+    dtype
+        As stored: text is UTF-8 bytes.
+    data
+        All values, flattened, one unit after the other; empty in an `outline`.
+    """
+
+    name: str
+    keys: list[str]
+    shapes: NDArray[np.int64]
+    dtype: np.dtype[Any]
+    data: NDArray[Any]
+
+    @property
+    def ends(self) -> list[int]:
+        """Where each unit's values end in ``data``."""
+        ends: list[int] = np.cumsum(np.prod(self.shapes, axis=1, dtype=np.int64)).tolist()
+        return ends
+
+    def units(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Yield each unit's key and array, as a view."""
+        start = 0
+        for key, dims, end in zip(self.keys, self.shapes.tolist(), self.ends, strict=True):
+            yield key, self.data[start:end].reshape(dims)
+            start = end
+
+
+def read_columns(path: Path, *, values: bool = True) -> tuple[list[str], list[Column]]:
+    """Read a segment's unit keys and columns; without ``values`` only names, units, shapes and types.
+
+    Raises
+    ------
+    hpc.errors.CorruptFileError
+        If any part that is read is damaged, or of another schema.
+    """
+    columns = []
+    with open_hdf5(path) as (group, attributes):
+        _check(path, attributes)
+        keys = [str(k) for k in read_array(group["keys"])]
+        for i, name in enumerate(attributes["columns"]):
+            part = group[f"columns/{i:05d}"]
+            units = [keys[n] for n in read_array(part["unit"])]
+            data = read_array(part["data"]) if values else np.zeros(0)
+            columns.append(Column(name, units, read_array(part["shape"]), part["data"].dtype, data))
+    return keys, columns
+
+
 class Segment:
     """The content of one segment file, read and verified whole.
 
@@ -73,35 +131,25 @@ class Segment:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        with open_hdf5(path) as (group, attributes):
-            _check(path, attributes)
-            self.keys = [str(k) for k in read_array(group["keys"])]
-            self.seconds = read_array(group["seconds"])
-            self.rank = read_array(group["rank"])
-            self._numbers = {key: i for i, key in enumerate(self.keys)}
-            self._units: list[dict[str, NDArray[Any]]] = [{} for _ in self.keys]
-            self.nbytes = 0
-            for i, name in enumerate(attributes["columns"]):
-                self._unpack(name, *(read_array(group[f"columns/{i:05d}/{p}"]) for p in ("data", "unit", "shape")))
+        self.keys, columns = read_columns(path)
+        self.nbytes = sum(c.data.nbytes for c in columns)
+        self._units: dict[str, dict[str, NDArray[Any]]] = {key: {} for key in self.keys}
+        for column in columns:
+            for key, array in column.units():
+                self._units[key][column.name] = array
 
-    def _unpack(self, name: str, data: NDArray[Any], unit: NDArray[Any], shape: NDArray[Any]) -> None:
-        self.nbytes += data.nbytes
-        ends = np.cumsum(np.prod(shape, axis=1, dtype=np.int64)).tolist()
-        start = 0
-        for number, dims, end in zip(unit.tolist(), shape.tolist(), ends, strict=True):
-            self._units[number][name] = data[start:end].reshape(dims)
-            start = end
+    def __len__(self) -> int:
+        return len(self.keys)
 
     def __getitem__(self, key: str) -> dict[str, NDArray[Any]]:
-        return dict(self._units[self._numbers[key]])
+        return dict(self._units[key])
 
 
 def _check(path: Path, attributes: Mapping[str, Any]) -> None:
     if attributes.get("kind") != "segment" or attributes.get("schema") != SCHEMA:
         msg = (
-            f"{path}: is a {attributes.get('kind')} of schema {attributes.get('schema')}, not a segment of schema {SCHEMA}; "
-            "it was written by another version of tessera"
+            f"{path}: is a {attributes.get('kind')} of schema {attributes.get('schema')}, "
+            f"not a segment of schema {SCHEMA}; it was written by another version of tessera"
         )
         raise CorruptFileError(msg)
 
@@ -181,6 +229,12 @@ class StoredResults:
         """Yield ``(key, arrays)`` in key order."""
         for key in self._home:
             yield key, self[key]
+
+    def save(self, path: Path) -> None:
+        """Write all results into one HDF5 file; see `hpc.store.compact.compact`."""
+        from hpc.store.compact import compact  # which reads segments itself
+
+        compact(self._directory, self._home, path)
 
     def _segment(self, name: str) -> Segment:
         if name not in self._cache:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import start_toy
+
 from hpc.errors import ChangedConfigError, RunDirError
 from hpc.rundir import RunDir
 
@@ -95,6 +96,30 @@ def test_a_killed_run_loses_at_most_what_was_not_flushed(toy, tmp_path):
     assert resumed.code == 0, resumed.output
     assert resumed.events("stage_start")[-1]["restored"] >= 10
     assert resumed.text("results/squares.txt") == toy("whole", **options).text("results/squares.txt")
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_unit_longer_than_the_grace_period_is_abandoned(toy, tmp_path, ranks):
+    options = {
+        "units": 9,
+        "seconds": 0.02,
+        "slow": ["u00004"],
+        "scratch": str(tmp_path),
+        "engine": {"grace": 0.5},
+        "checkpoint": {"every": 1000},
+    }
+    path = tmp_path / "run"
+    process = start_toy(path, ranks, **options)
+    wait_for(lambda: (tmp_path / "tried-u00004").exists())
+    time.sleep(0.5)
+    start = time.monotonic()
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(20) == 75
+    assert time.monotonic() - start < 10
+    assert json.loads((path / "progress.json").read_text())["state"] == "stopped"
+    resumed = toy("run", 1, **options)
+    assert resumed.code == 0, resumed.output
+    assert resumed.events("stage_start")[-1]["restored"] == (4 if ranks == 1 else 8)
 
 
 def test_a_unit_that_raises_is_retried(toy, tmp_path):

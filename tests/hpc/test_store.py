@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pytest
+
 from hpc.errors import CorruptFileError, LockedError
 from hpc.store import atomic, generations, journal, lock, segments
 
@@ -189,3 +191,33 @@ def test_lock_of_another_host_is_stale_only_after_a_silent_minute(tmp_path):
     old = path.stat().st_mtime - 2 * lock.STALE_AFTER
     os.utime(path, (old, old))
     lock.RunLock(path).release()
+
+
+def test_compaction_holds_every_unit_once_in_key_order(tmp_path):
+    rng = np.random.default_rng(7)
+    units = [
+        finished(f"u{k:03d}", x=rng.normal(size=k % 4), name=np.array("é" * (k % 3)), flag=np.bool_(k % 2))
+        for k in rng.permutation(50)
+    ]
+    units.append(finished("v", x=np.zeros((2, 2), np.float32)))
+    for i in range(0, 51, 10):
+        segments.write_segment(tmp_path / f"seg-{i:02d}.h5", "s", units[i : i + 10])
+    segments.write_segment(tmp_path / "seg-zz.h5", "s", units[:3])  # doubled
+    results = segments.StoredResults(tmp_path, segments.scan(tmp_path).home)
+    results.save(tmp_path / "all.h5")
+    with h5py.File(tmp_path / "all.h5") as file:
+        keys = [k.decode() for k in file["keys"]]
+        assert keys == sorted(u.key for u in units)
+        seen = 0
+        for column in file["columns"].values():
+            for number, start, shape in zip(column["unit"], column["start"], column["shape"], strict=True):
+                name = column.name.split("/")[2].split("@")[0]
+                truth = np.asarray(results[keys[number]][name])
+                values = column["data"][start : start + int(np.prod(shape))].reshape(shape)
+                if truth.dtype.kind == "U":
+                    assert values.item().decode() == truth.item()
+                else:
+                    np.testing.assert_array_equal(values, truth)
+                seen += 1
+        assert seen == 3 * 50 + 1
+        assert set(file["columns"]) == {"x", "name", "flag", "x@<f4,2"}

@@ -26,6 +26,7 @@ class ToyOptions:
     fail: tuple[str, ...] = ()  # units that raise
     fail_once: tuple[str, ...] = ()  # units that raise on the first try of a run
     kill: tuple[str, ...] = ()  # units that kill their process
+    slow: tuple[str, ...] = ()  # units that take an hour, on the first try of a run
     fail_setup_on: int = -1  # rank whose setup raises
     scratch: Path | None = None  # remembers tries between attempts
 
@@ -46,6 +47,8 @@ class Squares(Map):
         o = self.options
         if o.seconds:
             time.sleep(o.seconds * unit.cost / (1 + o.skew / 2))
+        if unit.key in o.slow and self._first_try(unit.key):
+            time.sleep(3600)
         if unit.key in o.kill:
             os.kill(os.getpid(), signal.SIGKILL)
         if unit.key in o.fail:
