@@ -177,13 +177,13 @@ class _Columns:
                 return np.full(len(self.table), default)
             msg = f"column {own} of catalog {self.path} holds text ({column.compressed()[:1]}); it must hold numbers"
             raise CatalogError(msg)
-        return np.asarray(column.astype(np.float64).filled(default))
+        return np.asarray(np.ma.filled(column.astype(np.float64), default))
 
     def texts(self, name: str) -> NDArray[np.str_] | None:
         own = self.find(name)
         if own is None:
             return None
-        filled = np.ma.MaskedArray(self.table[own]).astype(str).filled("")
+        filled = np.ma.filled(np.ma.MaskedArray(self.table[own]).astype(str), "")
         return np.char.strip(np.asarray(filled, np.str_))
 
 
@@ -191,7 +191,7 @@ def _positions(columns: _Columns, wcs: WCS | None, origin: int) -> tuple[Floats,
     own = [columns.find(name) for name in ("RA", "DEC")]
     if wcs is not None and None not in own:
         ra, dec = columns.numbers("RA"), columns.numbers("DEC")
-        _require(columns, "RA, DEC", np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90))  # noqa: PLR2004
+        _require(columns, "RA, DEC", np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90))
         x, y = wcs.all_world2pix(ra, dec, 0, quiet=True)
         # Where the projection has no answer the source is on the other side of the sky: off the image.
         return np.where(np.isfinite(x), x, -np.inf), np.where(np.isfinite(y), y, -np.inf)
@@ -209,8 +209,8 @@ def _positions(columns: _Columns, wcs: WCS | None, origin: int) -> tuple[Floats,
     if wcs is None and not has_sky:
         cause += ", and the frames have no WCS"
     msg = (
-        f"the sources of catalog {columns.path} cannot be placed: {cause}; its columns are {', '.join(columns.table.colnames)}. "
-        "Add the columns or name them with job.inputs.columns"
+        f"the sources of catalog {columns.path} cannot be placed: {cause}; its columns are "
+        f"{', '.join(columns.table.colnames)}. Add the columns or name them with job.inputs.columns"
     )
     raise CatalogError(msg)
 
@@ -220,8 +220,8 @@ def _require(columns: _Columns, what: str, good: NDArray[np.bool_]) -> None:
     if rows.size:
         shown = ", ".join(str(r + 1) for r in rows[:_SHOWN]) + (", …" if rows.size > _SHOWN else "")
         msg = (
-            f"catalog {columns.path}: {what} is missing or no valid number in {rows.size} of {len(good)} rows (row {shown}); "
-            "correct or remove them"
+            f"catalog {columns.path}: {what} is missing or no valid number in {rows.size} of {len(good)} rows "
+            f"(row {shown}); correct or remove them"
         )
         raise CatalogError(msg)
 

@@ -14,6 +14,8 @@ from tessera.photometry.errors import FrameError
 from tessera.photometry.headers import FrameHeader, image_hdu, open_fits
 
 if TYPE_CHECKING:
+    from astropy.io import fits
+
     from tessera.photometry.options import BackgroundOptions, PlaneOptions
 
 Float32 = NDArray[np.float32]
@@ -196,12 +198,12 @@ def _read_variance(header: FrameHeader, planes: PlaneOptions) -> Float32:
     return np.where(np.isfinite(variance), variance, np.float32(np.inf)).astype(np.float32)
 
 
-def _plane_hdu(hdus: object, path: Path, header: FrameHeader) -> int:
+def _plane_hdu(hdus: fits.HDUList, path: Path, header: FrameHeader) -> int:
     """Return the extension named as the frame's, else the first image: planes often lie in files of their own."""
     try:
-        return image_hdu(hdus, path, header.entry.extension)  # type: ignore[arg-type]
+        return image_hdu(hdus, path, header.entry.extension)
     except FrameError:
-        return image_hdu(hdus, path, None)  # type: ignore[arg-type]
+        return image_hdu(hdus, path, None)
 
 
 def _require_pixels(header: FrameHeader, image: Float32, unusable: NDArray[np.bool_]) -> None:
@@ -239,9 +241,7 @@ def _subtract_sky(
     return (level if options.subtract else 0.0), sigma
 
 
-def sky_of(
-    image: Float32, unusable: NDArray[np.bool_], boxsize: int, filtersize: int
-) -> tuple[float, Float32, float]:
+def sky_of(image: Float32, unusable: NDArray[np.bool_], boxsize: int, filtersize: int) -> tuple[float, Float32, float]:
     """Estimate the sky with SExtractor's mesh (Bertin & Arnouts 1996), twice: the second time without the sources.
 
     Parameters
@@ -267,7 +267,7 @@ def sky_of(
 
     sources = binary_dilation(binary_opening(sources, iterations=1), iterations=6)
     mask = unusable | sources
-    if mask.mean() > 0.8:  # noqa: PLR2004 - too crowded to look between the sources
+    if mask.mean() > 0.8:
         mask = unusable
     second = sep.Background(image, mask=mask, bw=boxsize, bh=boxsize, fw=filtersize, fh=filtersize)
     return float(second.globalback), second.back(), float(second.globalrms)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,22 +69,44 @@ class FrameHeader:
 def open_fits(path: Path, what: str = "frame") -> Iterator[fits.HDUList]:
     """Open a FITS file; whatever is wrong with it becomes a `FrameError` that names it."""
     from astropy.io import fits
-    from astropy.io.fits.verify import VerifyError, VerifyWarning
+    from astropy.io.fits.verify import VerifyError
 
     try:
-        with warnings.catch_warnings():
-            # Headers of old instruments break the standard in harmless ways, thousands of times.
-            warnings.simplefilter("ignore", VerifyWarning)
-            # A file shorter than its header says is an error here, not a remark.
-            warnings.filterwarnings("error", message=".*truncated.*")
-            with fits.open(path, memmap=False) as hdus:
-                yield hdus
+        with fits.open(path, memmap=False) as hdus:
+            _require_whole(path, hdus)
+            yield hdus
     except FileNotFoundError:
         msg = f"{what} {path} does not exist; correct its line in the image list"
         raise FrameError(msg) from None
-    except (OSError, VerifyError, UserWarning, EOFError, IndexError, TypeError) as error:
+    except (OSError, VerifyError, EOFError, IndexError, TypeError, zlib.error) as error:
         msg = f"{what} {path} cannot be read ({error}); it is damaged or no FITS file, so fetch or write it again"
         raise FrameError(msg) from error
+
+
+@contextmanager
+def quiet_fits() -> Iterator[None]:
+    """Silence astropy's remarks on headers that break the standard in harmless ways.
+
+    Warning filters belong to the process: use it around threads, not within.
+    """
+    from astropy.utils.exceptions import AstropyUserWarning
+    from astropy.wcs import FITSFixedWarning
+
+    with warnings.catch_warnings():
+        for category in (AstropyUserWarning, FITSFixedWarning):
+            warnings.simplefilter("ignore", category)
+        yield
+
+
+def _require_whole(path: Path, hdus: fits.HDUList) -> None:
+    """Raise OSError if the file ends before its last extension does; astropy only warns, and only sometimes."""
+    if path.suffix in {".gz", ".bz2", ".xz", ".zip"}:
+        return  # the decompressor notices
+    where = hdus[len(hdus) - 1].fileinfo()
+    missing = where["datLoc"] + where["datSpan"] - path.stat().st_size if where else 0
+    if missing > 0:
+        msg = f"the file is truncated: {missing} bytes are missing at its end"
+        raise OSError(msg)
 
 
 def image_hdu(hdus: fits.HDUList, path: Path, extension: int | str | None) -> int:
@@ -94,7 +117,7 @@ def image_hdu(hdus: fits.HDUList, path: Path, extension: int | str | None) -> in
     FrameError
         If the extension does not exist or is no two-dimensional image; the message lists those there are.
     """
-    images = [i for i, hdu in enumerate(hdus) if hdu.is_image and len(hdu.shape) == 2]  # noqa: PLR2004
+    images = [i for i, hdu in enumerate(hdus) if hdu.is_image and len(hdu.shape) == 2]
     if extension is None and images:
         return images[0]
     if extension is not None:
@@ -116,25 +139,25 @@ def read_header(entry: FrameEntry, options: HeaderOptions) -> FrameHeader:
         If the file or a value is missing or impossible; the message names the file, the key and the remedy.
     """
     path = entry.image
-    with open_fits(path) as hdus:
+    with quiet_fits(), open_fits(path) as hdus:
         number = image_hdu(hdus, path, entry.extension)
         look = _Lookup(path, entry, (hdus[number].header, hdus[0].header))
-        shape = tuple(int(n) for n in hdus[number].shape)
         wcs = _celestial(path, hdus[number].header)
-    gain = look.positive("gain", options.gain, needed=True)
-    saturation = look.positive("saturation", options.saturation)
-    return FrameHeader(
-        entry=entry,
-        hdu=number,
-        band=look.band(options.filter),
-        shape=(shape[0], shape[1]),
-        zero_point=look.number("zero_point", options.zero_point, needed=True),
-        gain=np.inf if gain is None else gain,
-        sky_sigma=look.positive("sky_sigma", options.sky_sigma),
-        saturation=np.inf if saturation is None else saturation,
-        fwhm_pix=_fwhm(look, options, wcs),
-        wcs=wcs,
-    )
+        shape = hdus[number].shape
+        gain = look.positive("gain", options.gain, needed=True)
+        saturation = look.positive("saturation", options.saturation)
+        return FrameHeader(
+            entry=entry,
+            hdu=number,
+            band=look.band(options.filter),
+            shape=(int(shape[0]), int(shape[1])),
+            zero_point=look.number("zero_point", options.zero_point, needed=True),
+            gain=np.inf if gain is None else gain,
+            sky_sigma=look.positive("sky_sigma", options.sky_sigma),
+            saturation=np.inf if saturation is None else saturation,
+            fwhm_pix=_fwhm(look, options, wcs),
+            wcs=wcs,
+        )
 
 
 @dataclass(frozen=True)
@@ -145,7 +168,7 @@ class _Lookup:
     entry: FrameEntry
     headers: tuple[Any, ...]
 
-    def raw(self, name: str, option: float | str | None) -> Any:  # noqa: ANN401 - header values
+    def raw(self, name: str, option: float | str | None) -> Any:
         if name in self.entry.values:
             return self.entry.values[name]
         if isinstance(option, str):
@@ -157,8 +180,8 @@ class _Lookup:
         if value is None:
             if needed and option is not None:
                 msg = (
-                    f"the header of frame {self.path} has no {option} for the {name}; set job.headers.{name} to its key, "
-                    f"to a number, or to null, or give {name}= in the image list"
+                    f"the header of frame {self.path} has no {option} for the {name}; set job.headers.{name} to "
+                    f"its key, to a number, or to null, or give {name}= in the image list"
                 )
                 raise FrameError(msg)
             return None
@@ -174,7 +197,8 @@ class _Lookup:
     def positive(self, name: str, option: float | str | None, *, needed: bool = False) -> float | None:
         number = self.number(name, option, needed=needed)
         if number is not None and number <= 0:
-            msg = f"{self.origin(name, option)} of frame {self.path} is {number:g} but must be above zero; {self.remedy(name)}"
+            origin = self.origin(name, option)
+            msg = f"{origin} of frame {self.path} is {number:g} but must be above zero; {self.remedy(name)}"
             raise FrameError(msg)
         return number
 
@@ -188,7 +212,10 @@ class _Lookup:
             raise FrameError(msg)
         word = value.split()[0]
         if not _BAND.fullmatch(word):
-            msg = f"band {word!r} of frame {self.path} holds more than letters, digits and ._+-; give band= in the image list"
+            msg = (
+                f"band {word!r} of frame {self.path} holds more than letters, digits and ._+-; "
+                "give band= in the image list"
+            )
             raise FrameError(msg)
         return word
 
@@ -214,12 +241,10 @@ def _fwhm(look: _Lookup, options: HeaderOptions, wcs: WCS | None) -> float | Non
 
 
 def _celestial(path: Path, header: fits.Header) -> WCS | None:
-    from astropy.wcs import WCS, FITSFixedWarning
+    from astropy.wcs import WCS
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FITSFixedWarning)
-            wcs = WCS(header)
+        wcs = WCS(header)
     except (ValueError, MemoryError) as error:  # wcslib's own errors derive from ValueError
         msg = f"the WCS of frame {path} cannot be understood ({error}); correct its CTYPE, CRVAL, CRPIX and CD keys"
         raise FrameError(msg) from error
@@ -254,8 +279,8 @@ def check_grid(headers: list[FrameHeader], tolerance: float | None) -> None:
         bands[header.band] = path
         if header.shape != first.shape:
             msg = (
-                f"frame {path} has {_size(header)} pixels but {first.entry.image} has {_size(first)}; all frames must share "
-                "one pixel grid, so resample them first (SWarp, reproject) or run the bands one by one"
+                f"frame {path} has {_size(header)} pixels but {first.entry.image} has {_size(first)}; all frames must "
+                "share one pixel grid, so resample them first (SWarp, reproject) or run the bands one by one"
             )
             raise GridError(msg)
         if tolerance is not None:
@@ -284,12 +309,12 @@ def _check_wcs(first: FrameHeader, header: FrameHeader, tolerance: float) -> Non
     off = float(np.max(np.hypot(x1 - x, y1 - y)))
     if not off <= tolerance:
         msg = (
-            f"the pixels of frame {header.entry.image} are {off:.3g} pixels off those of {first.entry.image} on the sky, more "
-            f"than job.checks.wcs_tolerance_pix={tolerance:g}; resample the frames onto one grid (SWarp, reproject)"
+            f"the pixels of frame {header.entry.image} are {off:.3g} pixels off those of {first.entry.image} on the sky, "
+            f"more than job.checks.wcs_tolerance_pix={tolerance:g}; resample the frames onto one grid (SWarp, reproject)"
         )
         raise GridError(msg)
 
 
-def _world_to_pixel(wcs: WCS, ra: Any, dec: Any) -> tuple[Any, Any]:  # noqa: ANN401
+def _world_to_pixel(wcs: WCS, ra: Any, dec: Any) -> tuple[Any, Any]:
     x, y = wcs.all_world2pix(ra, dec, 0, quiet=True)
     return x, y

@@ -67,7 +67,9 @@ def read_image_list(
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        msg = f"image list {path} does not exist; set job.inputs.image_list_file to a text file with one FITS path a line"
+        msg = (
+            f"image list {path} does not exist; set job.inputs.image_list_file to a text file with one FITS path a line"
+        )
         raise ImageListError(msg) from None
     except (OSError, UnicodeDecodeError) as error:
         msg = f"image list {path} cannot be read ({error}); it must be a text file with one FITS path a line"

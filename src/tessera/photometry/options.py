@@ -121,8 +121,8 @@ class EpsfOptions:
     min_sep: NonNegative = 12.0
     max_stars: Count = 40
     min_epsf_nstars_for_use: Count = 4
-    oversamp: Annotated[int, Range(ge=1, le=4)] = 1
-    maxiters: Count = 10
+    oversamp: Annotated[int, Range(ge=1, le=4)] | Literal["auto"] = "auto"
+    maxiters: Count = 4
     do_clip: bool = True
     recenter_boxsize: Annotated[int, Range(ge=3)] = 5
     final_psf_size: Annotated[int, Range(ge=11)] = 55

@@ -135,8 +135,8 @@ def build_catalog(
     for name, (column, unit, description) in PER_SOURCE.items():
         put(column, values[name], unit, description)
     put("ELL_fit", 1 - values["ab"], "", "1 - b/a; NaN for stars")
-    for name, column, unit, description in _sky_positions(values, wcs):
-        put(column, name, unit, description)
+    for angles, column, unit, description in _sky_positions(values, wcs):
+        put(column, angles, unit, description)
     for b, band in enumerate(bands):
         for name, (column, unit, description) in PER_BAND.items():
             put(column.format(band), values[name][:, b], unit, description.format(band))
@@ -254,9 +254,7 @@ def write_white(path: Path, white: NDArray[np.float32], sigma: NDArray[np.float3
     fits.HDUList(hdus).writeto(path)
 
 
-def write_diagnostics(
-    path: Path, attributes: Mapping[str, object], groups: Iterable[tuple[str, Arrays]]
-) -> None:
+def write_diagnostics(path: Path, attributes: Mapping[str, object], groups: Iterable[tuple[str, Arrays]]) -> None:
     """Write named groups of arrays to one HDF5 file, one group at a time.
 
     Parameters

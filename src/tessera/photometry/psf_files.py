@@ -57,7 +57,7 @@ def _dispatch(path: Path, hdus: fits.HDUList) -> PsfField:
     for hdu in hdus[1:]:
         if "PSF_MASK" in [name.upper() for name in getattr(hdu.columns, "names", [])]:
             return _read_psfex(path, hdu)
-    cube = next((hdu for hdu in hdus if hdu.header.get("NAXIS") == 3), None)  # noqa: PLR2004
+    cube = next((hdu for hdu in hdus if hdu.header.get("NAXIS") == 3), None)
     if cube is not None and "GRID" in hdus:
         return _read_grid(path, cube, hdus["GRID"])
     if cube is not None and "NXPSFS" in cube.header:
@@ -94,7 +94,7 @@ def write_grid(path: Path, field: PsfField, band: str = "") -> None:
     fits.HDUList([fits.PrimaryHDU(field.stamps, header), nodes]).writeto(path)
 
 
-def _read_grid(path: Path, cube: Any, grid: Any) -> PsfField:  # noqa: ANN401 - astropy HDUs
+def _read_grid(path: Path, cube: Any, grid: Any) -> PsfField:
     x, y = (np.unique(np.asarray(grid.data[name], np.float64)) for name in ("x", "y"))
     expected = np.stack([v.ravel() for v in np.meshgrid(x, y)])
     found = np.stack([np.asarray(grid.data[name], np.float64) for name in ("x", "y")])
@@ -105,7 +105,7 @@ def _read_grid(path: Path, cube: Any, grid: Any) -> PsfField:  # noqa: ANN401 - 
     return _field(path, np.asarray(cube.data, np.float64), oversampling, Bilinear(x, y))
 
 
-def _read_stdpsf(path: Path, cube: Any) -> PsfField:  # noqa: ANN401
+def _read_stdpsf(path: Path, cube: Any) -> PsfField:
     axes = []
     for axis, prefix in (("X", "IPSFX"), ("Y", "JPSFY")):
         n = int(cube.header[f"N{axis}PSFS"])
@@ -136,7 +136,7 @@ def _checked(path: Path, stamps: Floats) -> Floats:
     return stamps
 
 
-def _read_psfex(path: Path, hdu: Any) -> PsfField:  # noqa: ANN401
+def _read_psfex(path: Path, hdu: Any) -> PsfField:
     """Read a PSFEx model; its X_IMAGE and Y_IMAGE are the 1-based pixels of the frame it was made for.
 
     The keys are in the header (PSFEx) or in columns of a one-row table (as merged by survey pipelines).
@@ -147,7 +147,7 @@ def _read_psfex(path: Path, hdu: Any) -> PsfField:  # noqa: ANN401
         msg = f"PSFEx file {path} holds {len(table)} models; extract the row of this frame into a file of its own"
         raise PsfFileError(msg)
 
-    def value(key: str) -> Any:  # noqa: ANN401
+    def value(key: str) -> Any:
         if key in hdu.header:
             return hdu.header[key]
         if key in columns:
@@ -164,12 +164,12 @@ def _read_psfex(path: Path, hdu: Any) -> PsfField:  # noqa: ANN401
     return PsfField(stamps, oversampling, _psfex_basis(path, value, flux))
 
 
-def _psfex_basis(path: Path, value: Any, flux: Floats) -> Polynomial:  # noqa: ANN401
+def _psfex_basis(path: Path, value: Any, flux: Floats) -> Polynomial:
     axes = int(value("POLNAXIS"))
     if axes == 0:
         return Polynomial(0, (0.0, 0.0), (1.0, 1.0), flux)
     names = [str(value(f"POLNAME{i}")).strip() for i in range(1, axes + 1)]
-    if axes != 2 or int(value("POLNGRP")) != 1 or not (names[0].startswith("X") and names[1].startswith("Y")):  # noqa: PLR2004
+    if axes != 2 or int(value("POLNGRP")) != 1 or not (names[0].startswith("X") and names[1].startswith("Y")):
         msg = f"PSFEx file {path} varies with {names}; only one polynomial in X_IMAGE, Y_IMAGE can be read"
         raise PsfFileError(msg)
     degree = int(value("POLDEG1"))

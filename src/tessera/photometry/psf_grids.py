@@ -82,7 +82,8 @@ class Polynomial:
         v = (ys.ravel() - self.zero[1]) / self.scale[1]
         terms = [u**i * v**j for j in range(self.degree + 1) for i in range(self.degree + 1 - j)]
         weights = np.stack(terms, axis=1).astype(np.float64)
-        return weights / np.einsum("pm,m->p", weights, self.flux)[:, None]
+        normalised: Floats = weights / np.einsum("pm,m->p", weights, self.flux)[:, None]
+        return normalised
 
 
 def moffat(dx: ArrayLike, dy: ArrayLike, fwhm: float, beta: float, e1: float = 0.0, e2: float = 0.0) -> Floats:

@@ -38,9 +38,7 @@ class Box:
 
     def holds(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> Bools:
         """Say which positions (0-based pixels) belong to the box: ``x0 - 0.5 <= x < x1 - 0.5``, y likewise."""
-        return np.asarray(
-            (x >= self.x0 - 0.5) & (x < self.x1 - 0.5) & (y >= self.y0 - 0.5) & (y < self.y1 - 0.5)
-        )
+        return np.asarray((x >= self.x0 - 0.5) & (x < self.x1 - 0.5) & (y >= self.y0 - 0.5) & (y < self.y1 - 0.5))
 
     def grown(self, margin: int, within: Box) -> Box:
         """Return the box with a margin around it, cut at the edges of another box."""
@@ -83,9 +81,7 @@ def crop_box(shape: tuple[int, int], margin: int) -> Box:
     return Box(margin, margin, width - margin, height - margin)
 
 
-def near_saturated(
-    frames: FrameSet, sources: Sources, radius: float, *, require_all_bands: bool = False
-) -> Bools:
+def near_saturated(frames: FrameSet, sources: Sources, radius: float, *, require_all_bands: bool = False) -> Bools:
     """Say which sources have a saturated pixel within a radius.
 
     Parameters

@@ -1,0 +1,395 @@
+"""One empirical PSF per band and grid cell: a Moffat profile for the wings, photutils' ePSF for what it misses.
+
+A stamp that is normalised to its own sum is a few per cent too low in the core as soon as a trace of sky or of a
+neighbour is left in its wings, where there are most pixels and least light. Here neighbours are fitted and
+subtracted, every star has a free sky level, and the flux is that of a profile with analytic wings. What the stars
+show beyond that profile is added as far as it stands out of its noise.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tessera.photometry.moffat_fit import MoffatFit, fit_moffat
+from tessera.photometry.options import EpsfOptions
+from tessera.photometry.psf import PsfField
+from tessera.photometry.psf_grids import Bilinear, stamp_offsets
+from tessera.photometry.select import Box
+from tessera.photometry.sources import Sources
+from tessera.photometry.stars import (
+    Stamps,
+    choose_stars,
+    clean_stamps,
+    cut_region,
+    detect,
+    scene_sources,
+    without_outliers,
+)
+
+Floats = NDArray[np.float64]
+Float32 = NDArray[np.float32]
+
+EE_RADII: Final = (0.5, 0.8, 0.9)
+"""Fractions of the light whose radii are reported."""
+_FIT_RADIUS_FWHM: Final = 4.0
+_TAPER_FWHM: Final = 3.0
+_SAMPLED_FWHM: Final = 2.5
+"""Pixels; narrower ones cannot be interpolated from one sample per pixel."""
+_SANE_FWHM: Final = (0.3, 3.0)
+"""A built PSF may be so much narrower or wider than the expected one."""
+
+
+@dataclass(frozen=True)
+class CellPsf:
+    """The PSF of one band in one cell.
+
+    Attributes
+    ----------
+    stamp
+        Shape (m, m), as in `PsfField`; zeros if none could be built.
+    nstars
+        Stars it was made from.
+    fwhm, beta
+        Of its Moffat profile, pixels.
+    x, y
+        Mean position of its stars, weighted with their flux up to a limit, frame pixels.
+    ee_radii
+        Radii with 50, 80 and 90 % of the light, pixels.
+    core_correction
+        Light in the core (1 FWHM) over that of the Moffat profile alone.
+    ok
+        It passed the quality gate.
+    reason
+        Why not.
+    """
+
+    stamp: Floats
+    oversampling: int
+    nstars: int
+    fwhm: float = np.nan
+    beta: float = np.nan
+    x: float = np.nan
+    y: float = np.nan
+    ee_radii: tuple[float, float, float] = (np.nan, np.nan, np.nan)
+    core_correction: float = np.nan
+    ok: bool = False
+    reason: str = ""
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the record as named arrays."""
+        return {
+            "stamp": self.stamp,
+            "oversampling": np.array(self.oversampling),
+            "nstars": np.array(self.nstars),
+            "fwhm": np.array(self.fwhm),
+            "beta": np.array(self.beta),
+            "centre": np.array([self.x, self.y]),
+            "ee_radii": np.array(self.ee_radii),
+            "core_correction": np.array(self.core_correction),
+            "ok": np.array(self.ok),
+            "reason": np.array(self.reason),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> CellPsf:
+        """Return the record that `arrays` came from."""
+        return cls(
+            stamp=arrays["stamp"],
+            oversampling=int(arrays["oversampling"]),
+            nstars=int(arrays["nstars"]),
+            fwhm=float(arrays["fwhm"]),
+            beta=float(arrays["beta"]),
+            x=float(arrays["centre"][0]),
+            y=float(arrays["centre"][1]),
+            ee_radii=tuple(float(r) for r in arrays["ee_radii"]),  # type: ignore[arg-type]
+            core_correction=float(arrays["core_correction"]),
+            ok=bool(arrays["ok"]),
+            reason=str(arrays["reason"]),
+        )
+
+
+def build_cell(
+    image: Float32,
+    variance: Float32,
+    gain: float,
+    cell: Box,
+    sources: Sources,
+    expected: PsfField,
+    options: EpsfOptions,
+) -> CellPsf:
+    """Build the PSF of one band in one cell.
+
+    Parameters
+    ----------
+    image, variance
+        Planes of the band, shape (H, W); variance is that of the sky, inf on bad and saturated pixels.
+    gain
+        Electrons per reference count.
+    cell
+        Stars are taken from here; their surroundings may reach beyond.
+    sources
+        The catalog, frame pixels.
+    expected
+        Analytic PSF of about the right width.
+    options
+        See `EpsfOptions`.
+
+    Returns
+    -------
+    CellPsf
+        With ``ok`` false and a reason where no PSF could be made.
+    """
+    frame = Box(0, 0, image.shape[1], image.shape[0])
+    region = cut_region(image, variance, gain, cell.grown(options.cutout_size // 2, frame))
+    if not region.good.any():
+        return _nothing(0, "no good pixel in the cell", options)
+    found = detect(region, options.minarea)
+    guess = width_of(expected)
+    rows = choose_stars(region, cell, found, sources, guess, options)
+    if len(rows) < options.min_epsf_nstars_for_use:
+        return _nothing(len(rows), f"{len(rows)} usable stars, {options.min_epsf_nstars_for_use} needed", options)
+    scene = scene_sources(region.box, found, sources, rows)
+    stamps = clean_stamps(region, scene, len(rows), expected, options.cutout_size)
+    for _ in range(1):  # the first profile was a guess, so neighbours are subtracted once more with the fitted one
+        profile = fit_moffat(stamps, guess, 3.5, _FIT_RADIUS_FWHM * guess)
+        stamps = without_outliers(stamps, profile.chi2)
+        guess = profile.fwhm
+        psf = _profile_field(profile, options)
+        stamps = clean_stamps(region, scene, len(rows), psf, options.cutout_size)
+    profile = fit_moffat(stamps, profile.fwhm, profile.beta, _FIT_RADIUS_FWHM * profile.fwhm)
+    return _finish(stamps, profile, width_of(expected), options)
+
+
+def _nothing(nstars: int, reason: str, options: EpsfOptions) -> CellPsf:
+    oversampling = stamp_oversampling(options)
+    side = (options.final_psf_size // 2) * 2 * oversampling + 1
+    return CellPsf(np.zeros((side, side)), oversampling, nstars, reason=reason)
+
+
+def stamp_oversampling(options: EpsfOptions) -> int:
+    """Return samples per pixel of the stamps of all cells: at least 2, so that narrow profiles are not aliased."""
+    return 2 if options.oversamp == "auto" else max(2, options.oversamp)
+
+
+def _builder_oversampling(profile: MoffatFit, options: EpsfOptions) -> int:
+    if options.oversamp != "auto":
+        return options.oversamp
+    return 1 if profile.fwhm >= _SAMPLED_FWHM else 2
+
+
+def _finish(stamps: Stamps, profile: MoffatFit, expected: float, options: EpsfOptions) -> CellPsf:
+    kept = np.isfinite(profile.flux)
+    try:
+        oversampling = _builder_oversampling(profile, options)
+        empirical = _photutils_epsf(stamps.take(kept), profile, kept, oversampling, options)
+        stamp = _blend(empirical, oversampling, stamps.take(kept), profile, options)
+    except (ValueError, RuntimeError, ArithmeticError) as error:
+        return _nothing(int(kept.sum()), f"EPSFBuilder failed: {error}", options)
+    return _judged(stamp, stamps.take(kept), profile, expected, options)
+
+
+def width_of(psf: PsfField) -> float:
+    """Return the FWHM, pixels, of the mean stamp of a PSF: twice the mean radius at half of the peak."""
+    stamp = psf.stamps[0]
+    half = stamp.shape[0] // 2
+    cross = np.stack([stamp[half, half:], stamp[half, half::-1], stamp[half:, half], stamp[half::-1, half]]).mean(
+        axis=0
+    )
+    below = np.flatnonzero(cross < cross[0] / 2)
+    if cross[0] <= 0 or below.size == 0:
+        return np.nan
+    k = int(below[0])
+    share = (cross[k - 1] - cross[0] / 2) / (cross[k - 1] - cross[k])
+    return float(2 * (k - 1 + share) / psf.oversampling)
+
+
+def _profile_field(profile: MoffatFit, options: EpsfOptions) -> PsfField:
+    oversampling = stamp_oversampling(options)
+    offsets = stamp_offsets(options.final_psf_size, oversampling)
+    return PsfField(profile.density(offsets[None, :], offsets[:, None])[None], oversampling)
+
+
+def _photutils_epsf(
+    stamps: Stamps, profile: MoffatFit, kept: NDArray[np.bool_], oversampling: int, options: EpsfOptions
+) -> Floats:
+    """Run photutils' EPSFBuilder (Anderson & King 2000) on the cleaned stars.
+
+    Returns
+    -------
+    numpy.ndarray
+        Its ePSF, of any normalisation, on the samples of the final stamp.
+    """
+    from astropy.stats import SigmaClip
+    from astropy.utils.exceptions import AstropyWarning
+    from photutils.psf import EPSFBuilder, EPSFStar, EPSFStars
+
+    half = stamps.data.shape[1] // 2
+    stars = []
+    for i, j in enumerate(np.flatnonzero(kept)):
+        weights = np.where(np.isfinite(stamps.sigma[i]), 1 / stamps.sigma[i], 0.0)
+        data = np.where(weights > 0, stamps.data[i] - profile.sky[j], 0.0)
+        centre = (half + profile.x[j], half + profile.y[j])
+        stars.append(EPSFStar(data, weights=weights, cutout_center=centre, flux=float(profile.flux[j])))
+    builder = EPSFBuilder(
+        oversampling=oversampling,
+        maxiters=options.maxiters,
+        recentering_boxsize=options.recenter_boxsize,
+        sigma_clip=SigmaClip(sigma=5.0, maxiters=5) if options.do_clip else None,
+        progress_bar=False,
+    )
+    with warnings.catch_warnings():
+        # A star whose fit failed is dropped by the builder; what matters is judged at the end.
+        warnings.simplefilter("ignore", AstropyWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)
+        epsf, _ = builder(EPSFStars(stars))
+    data = np.asarray(epsf.data, np.float64)
+    middle, wanted = data.shape[0] // 2, (options.final_psf_size // 2) * oversampling
+    cut = data[middle - wanted : middle + wanted + 1, middle - wanted : middle + wanted + 1]
+    if cut.shape != (2 * wanted + 1, 2 * wanted + 1) or not np.isfinite(cut).all():
+        msg = f"an ePSF of {data.shape} samples, {np.count_nonzero(~np.isfinite(cut))} of them not finite"
+        raise ValueError(msg)
+    return cut
+
+
+def _blend(empirical: Floats, oversampling: int, stamps: Stamps, profile: MoffatFit, options: EpsfOptions) -> Floats:
+    """Add to the Moffat profile what the ePSF shows beyond it, as far as that stands out of the noise."""
+    offsets = stamp_offsets(options.final_psf_size, oversampling)
+    smooth = profile.density(offsets[None, :], offsets[:, None])
+    radius = np.hypot(offsets[None, :], offsets[:, None])
+    inner = radius <= _TAPER_FWHM * profile.fwhm
+    # The ePSF's own scale and sky are free: flux is what the profile says.
+    design = np.stack([smooth[inner], np.ones(int(inner.sum()))], axis=1)
+    (scale, sky), *_ = np.linalg.lstsq(design, empirical[inner], rcond=None)
+    if not scale > 0:
+        msg = "the ePSF has no core"
+        raise ValueError(msg)
+    extra = (empirical - sky) / scale - smooth
+    noise = _epsf_noise(stamps, profile) * oversampling
+    extra *= _significance(extra, radius, noise, profile.fwhm)
+    final = _profile_field(profile, options)
+    stamp: Floats = final.stamps[0] + _finer(extra, final.oversampling, oversampling)
+    stamp /= 1 + float(extra.sum()) / oversampling**2
+    return stamp
+
+
+def _finer(samples: Floats, wanted: int, given: int) -> Floats:
+    """Interpolate samples around the middle one from ``given`` to ``wanted`` per pixel."""
+    if wanted == given:
+        return samples
+    from scipy.ndimage import map_coordinates
+
+    half = samples.shape[0] // 2
+    at = np.arange(-half * wanted // given, half * wanted // given + 1) * given / wanted + half
+    finer: Floats = map_coordinates(samples, np.meshgrid(at, at, indexing="ij"), order=3, mode="nearest")
+    return finer
+
+
+def _epsf_noise(stamps: Stamps, profile: MoffatFit) -> float:
+    """Return the noise of a pixel of the mean of all normalised stars."""
+    flux = profile.flux[np.isfinite(profile.flux)]
+    sky = np.median(np.where(np.isfinite(stamps.sigma), stamps.sigma, np.nan_to_num(np.inf)), axis=(1, 2))
+    return float(np.sqrt(np.sum((sky / flux) ** 2)) / len(flux))
+
+
+def _significance(extra: Floats, radius: Floats, noise: float, fwhm: float) -> Floats:
+    """Return for each sample the share of ``extra`` that is signal: a Wiener filter in rings of one FWHM."""
+    weight = np.zeros_like(extra)
+    edges = np.arange(0, _TAPER_FWHM + 0.5, 0.5) * fwhm
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        ring = (radius >= low) & (radius < high)
+        if ring.any():
+            power = float(np.mean(extra[ring] ** 2))
+            weight[ring] = max(0.0, 1 - noise**2 / power) if power > 0 else 0.0
+    return weight
+
+
+def _judged(stamp: Floats, stamps: Stamps, profile: MoffatFit, expected: float, options: EpsfOptions) -> CellPsf:
+    oversampling = stamp_oversampling(options)
+    psf = PsfField(stamp[None], oversampling)
+    width = width_of(psf)
+    radii, growth = growth_curve(stamp, oversampling)
+    reason = _complaint(stamp, len(stamps), width, growth, expected, options)
+    smooth = _profile_field(profile, options).stamps[0]
+    offsets = stamp_offsets(options.final_psf_size, oversampling)
+    core = np.hypot(offsets[None, :], offsets[:, None]) <= profile.fwhm
+    return CellPsf(
+        stamp=stamp,
+        oversampling=oversampling,
+        nstars=len(stamps),
+        fwhm=width,
+        beta=profile.beta,
+        x=float(stamps.frame_x.mean()),
+        y=float(stamps.frame_y.mean()),
+        ee_radii=tuple(float(np.interp(f, growth, radii)) for f in EE_RADII),  # type: ignore[arg-type]
+        core_correction=float(stamp[core].sum() / smooth[core].sum()),
+        ok=not reason,
+        reason=reason,
+    )
+
+
+def growth_curve(stamp: Floats, oversampling: int) -> tuple[Floats, Floats]:
+    """Return radii (pixels) and the flux within them, for a stamp as in `PsfField`."""
+    half = stamp.shape[0] // 2
+    offsets = np.arange(-half, half + 1) / oversampling
+    radius = np.hypot(offsets[None, :], offsets[:, None])
+    order = np.argsort(radius, axis=None, kind="stable")
+    flux = np.cumsum(stamp.ravel()[order]) / oversampling**2
+    radii = np.arange(0.5, half / oversampling + 0.25, 0.5)
+    return radii, flux[np.searchsorted(radius.ravel()[order], radii, side="right") - 1]
+
+
+def _complaint(stamp: Floats, nstars: int, width: float, growth: Floats, expected: float, options: EpsfOptions) -> str:
+    if nstars < options.min_epsf_nstars_for_use:
+        return f"{nstars} good stars, {options.min_epsf_nstars_for_use} needed"
+    if not np.isfinite(stamp).all():
+        return "not finite"
+    middle = stamp.shape[0] // 2
+    core = stamp[middle - 1 : middle + 2, middle - 1 : middle + 2]
+    if core.min() <= 0 or stamp.max() > 1.2 * core.max():
+        return "no positive core in its middle"
+    if not _SANE_FWHM[0] * expected <= width <= _SANE_FWHM[1] * expected:
+        return f"FWHM {width:.2f} pix where {expected:.2f} is expected"
+    if np.any(np.diff(growth) < -0.005):
+        return "the light within a radius falls outwards"
+    return ""
+
+
+def field_of_cells(
+    cells: list[list[Box]], built: Sequence[Sequence[CellPsf | None]], fallback: PsfField
+) -> tuple[PsfField, NDArray[np.bool_]]:
+    """Put the PSFs of a band's cells on a grid of their centres.
+
+    Parameters
+    ----------
+    cells
+        Rows of cells.
+    built
+        Their PSFs, None where none was asked for.
+    fallback
+        Analytic PSF, used if no cell has one of its own.
+
+    Returns
+    -------
+    PsfField
+        Cells without a good PSF take that of the nearest one that has it.
+    numpy.ndarray
+        Shape (rows, columns), True where that, or the fallback, was done.
+    """
+    x = np.array([(cell.x0 + cell.x1 - 1) / 2 for cell in cells[0]])
+    y = np.array([(row[0].y0 + row[0].y1 - 1) / 2 for row in cells])
+    flat = [psf for row in built for psf in row]
+    good = [i for i, psf in enumerate(flat) if psf is not None and psf.ok]
+    missing = np.array([i not in good for i in range(len(flat))]).reshape(len(y), len(x))
+    if not good:
+        stamps = np.repeat(fallback.stamps, len(flat), axis=0)
+        return PsfField(stamps, fallback.oversampling, Bilinear(x, y)), missing
+    at = np.stack([v.ravel() for v in np.meshgrid(x, y)], axis=1)
+    chosen = [good[int(np.argmin(np.hypot(*(at[good] - position).T)))] for position in at]
+    stamps = np.stack([psf.stamp for i in chosen if (psf := flat[i]) is not None])
+    return PsfField(stamps, next(psf.oversampling for psf in flat if psf is not None), Bilinear(x, y)), missing
