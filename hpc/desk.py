@@ -41,9 +41,9 @@ class UnitFailure:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a rank did since it last asked, and whether it was told to stop."""
+    """What a rank did since it last asked (finished units with their seconds), and whether it was told to stop."""
 
-    finished: tuple[str, ...] = ()
+    finished: tuple[tuple[str, float], ...] = ()
     failed: tuple[UnitFailure, ...] = ()
     wish: Wish = ""
 
@@ -95,8 +95,8 @@ class Desk:
     def want(self, rank: int, receipt: Receipt) -> Grant:
         """Take a rank's receipt and give it its next units."""
         with self._lock:
-            for key in receipt.finished:
-                self._queue.finish(key)
+            for key, seconds in receipt.finished:
+                self._queue.finish(key, seconds)
             for failure in receipt.failed:
                 self._queue.finish(failure.key)
                 self._put_in_quarantine(failure)

@@ -31,7 +31,7 @@ def run_loop(stage: Loop, index: int, life: Life) -> bool:
         life.desk.progress.begin(index, total, done)
         life.desk.event("stage_start", stage=stage.name, restored=number)
     saver = _Saver(life, stage.name, number) if life.desk else None
-    first = number
+    first, busy = number, life.here.busy
     while not stage.done(state):
         stopping = life.agree_to_stop()
         if saver and (stopping or saver.due()):
@@ -49,7 +49,7 @@ def run_loop(stage: Loop, index: int, life: Life) -> bool:
         with life.ctx.timed(f"finish {stage.name}"):
             stage.finish(state, life.ctx)
         write_json(marker, {"steps": number})
-        _end(life, stage.name, number, number - first, cost)
+        _end(life, stage.name, number, number - first, life.here.busy - busy, cost)
     life.ranks.barrier()
     return True
 
@@ -79,10 +79,10 @@ class _Saver:
         return self._writer.cost
 
 
-def _end(life: Life, stage: str, number: int, made: int, cost: WriteCost) -> None:
+def _end(life: Life, stage: str, number: int, made: int, busy: float, cost: WriteCost) -> None:
     assert life.desk is not None  # noqa: S101 - only rank 0 comes here
     seconds = life.desk.progress.end()
-    spent = {"rank": 0, "wall": seconds, "busy": life.here.busy, "units": made, **asdict(cost)}
+    spent = {"rank": 0, "wall": seconds, "busy": busy, "units": made, **asdict(cost)}
     life.desk.event("stage_end", stage=stage, seconds=seconds, units=number, ranks=[spent])
 
 

@@ -112,7 +112,7 @@ def _work(stage: Map, directory: Path, life: Life) -> dict[str, Any]:
     start, busy0, done0 = time.monotonic(), life.here.busy, life.here.done
     writer = life.start_writer(stage.name)
     journal = life.journal = Journal(directory, life.attempt, life.ranks.rank)
-    finished: list[str] = []
+    finished: list[tuple[str, float]] = []
     failed: list[UnitFailure] = []
 
     def receipt() -> Receipt:
@@ -134,7 +134,7 @@ def _work(stage: Map, directory: Path, life: Life) -> dict[str, Any]:
             outcome = _run_unit(stage, unit, journal, life)
             if isinstance(outcome, Finished):
                 writer.add(outcome)
-                finished.append(unit.key)
+                finished.append((unit.key, outcome.seconds))
             else:
                 failed.append(outcome)
         if not grant.ahead:

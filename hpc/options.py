@@ -109,7 +109,10 @@ def _absolute(hint: Any, value: Any, base: Path) -> Any:
     if value is None or value == _MISSING_PATH:
         return value
     if get_origin(hint) in (typing.Union, types.UnionType):
-        for arm in get_args(hint):
+        arms = get_args(hint)
+        if any(value in get_args(a) for a in arms if get_origin(a) is Literal):
+            return value  # a word such as "auto", not a path
+        for arm in arms:
             value = _absolute(arm, value, base)
         return value
     if hint is Path and isinstance(value, str):

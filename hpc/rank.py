@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc import threads
-from hpc.errors import EXIT_BAD_INPUT, EXIT_FAILED, TesseraError
+from hpc.errors import EXIT_BAD_INPUT, EXIT_FAILED, LockedError, TesseraError
 from hpc.whereabouts import Whereabouts
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ def _fail(path: Path, ranks: Ranks | None, error: BaseException, here: Whereabou
         "traceback": "".join(traceback.format_exception(error)),
     }
     logging.getLogger("tessera").critical("%s", record["traceback"])
-    _leave_record(path / "failure.json", record)
+    if not isinstance(error, LockedError):  # the run is in good hands: this is no failure of it
+        _leave_record(path / "failure.json", record)
     where = f" in stage {record['stage']}" if record["stage"] else ""
     where += f", unit {record['unit']}" if record["unit"] else ""
     sys.stderr.write(f"tessera: rank {number} ({record['host']}) failed{where}: {record['error']}\n")

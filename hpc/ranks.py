@@ -207,6 +207,14 @@ def launched_with_mpi() -> bool:
     return any(name in os.environ for name in _LAUNCHER_SIGNS)
 
 
+def _expected_size() -> int:
+    """Return how many ranks were started, from whoever started them: our launcher, mpiexec, or srun."""
+    names = ["TESSERA_RANKS", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"]
+    if "SLURM_PROCID" in os.environ:  # without it SLURM_NTASKS is only what the allocation was asked for
+        names.append("SLURM_NTASKS")
+    return next((int(os.environ[n]) for n in names if n in os.environ), 1)
+
+
 def world() -> Ranks:
     """Return the ranks this process belongs to, after checking that they are as many as the scheduler started.
 
@@ -228,8 +236,7 @@ def world() -> Ranks:
         ranks: Ranks = MpiRanks(MPI.COMM_WORLD) if MPI.COMM_WORLD.size > 1 else SerialRanks()
     else:
         ranks = SerialRanks()
-    tasks = int(os.environ.get("SLURM_NTASKS", "1")) if "SLURM_PROCID" in os.environ else 1
-    expected = int(os.environ.get("TESSERA_RANKS", tasks))
+    expected = _expected_size()
     if ranks.size != expected:
         msg = (
             f"{expected} ranks were started but this one sees a world of {ranks.size}: the launcher and MPI "

@@ -17,6 +17,7 @@ import yaml
 
 import hpc
 from hpc.errors import ChangedConfigError, RunDirError
+from hpc.store.lock import refuse_if_held
 
 FORMAT: Final = 1
 """Of the layout below; a run of another format is not touched."""
@@ -101,11 +102,14 @@ class RunDir:
         ------
         hpc.errors.ChangedConfigError
             If the run was started with another job or seed; the message shows the difference.
+        hpc.errors.LockedError
+            If a living process works there.
         hpc.errors.RunDirError
             If the directory cannot be written, is no run directory, or was made by another version.
         """
         run = cls(path)
         if run.config_file.exists():
+            refuse_if_held(run.lock_file)
             run.check_version(any_version=bool(config.get("run", {}).get("any_version", False)))
             _compare(run.load_config(), config, run)
         elif path.is_dir() and any(p for p in path.iterdir() if p.name != "logs"):
@@ -172,7 +176,11 @@ class RunDir:
                 f"{self.path}: was made by tessera {version} (format {layout}), this is {hpc.__version__} "
                 f"(format {FORMAT}); "
                 f"continue it with: pip install tessera-hpc=={version}"
-                + (", or accept mixed results with run.any_version=true" if layout == FORMAT else "")
+                + (
+                    ", or accept mixed results with run.any_version=true (resume: --any-version)"
+                    if layout == FORMAT
+                    else ""
+                )
             )
             raise RunDirError(msg)
 

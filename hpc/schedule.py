@@ -18,6 +18,8 @@ from hpc.job import Unit
 _MAX_BATCH: Final = 32
 _SHARE: Final = 4
 """A batch is at most 1/(_SHARE x ranks) of the cost that is left (guided self-scheduling)."""
+_SECONDS: Final = 0.25
+"""A batch is expected to last this long at most: beyond that messages cost nothing, and the picture would lag."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ class Queue:
         self._alone = deque(u for u in ordered if u.key in self.suspects)
         self._ready = deque(u for u in ordered if u.key not in self.suspects)
         self._cost = sum(u.cost for u in self._ready)
+        self._measured_cost = self._measured_seconds = 0.0
+        self._costs = {u.key: u.cost for u in ordered}
 
     def take(self, rank: int) -> Grant:
         """Give a rank its next units."""
@@ -80,9 +84,11 @@ class Queue:
         self.in_flight.update({u.key: rank for u in batch})
         return Grant(tuple(batch), ahead=not self._alone and len(self._ready) >= 8 * self.size)
 
-    def finish(self, key: str) -> None:
-        """Note that a unit came back, whatever became of it."""
+    def finish(self, key: str, seconds: float = 0.0) -> None:
+        """Note that a unit came back, whatever became of it, and how long it took."""
         self.in_flight.pop(key, None)
+        self._measured_cost += self._costs.get(key, 0.0)
+        self._measured_seconds += seconds
 
     def stop(self) -> None:
         """Give out nothing more."""
@@ -90,6 +96,10 @@ class Queue:
 
     def _batch(self) -> list[Unit]:
         limit = self._cost / (_SHARE * self.size)
+        if self._measured_seconds:
+            limit = min(limit, _SECONDS * self._measured_cost / self._measured_seconds)
+        elif self._ready and self.size > 1 and not self._measured_cost:
+            limit = 0.0  # nothing is known yet: one unit each
         batch = [self._ready.popleft()]
         total = batch[0].cost
         while self._ready and len(batch) < _MAX_BATCH and total + self._ready[0].cost <= limit:

@@ -55,29 +55,12 @@ class RunLock:
         with suppress(FileExistsError):
             os.link(mine, self.path)
             return True
-        owner = read_owner(self.path)
-        if owner is not None and not self._is_dead(owner):
-            msg = (
-                f"{self.path.parent}: this run is being worked on by process {owner['pid']} on {owner['host']}"
-                + (f" (SLURM job {owner['slurm_job']})" if owner.get("slurm_job") else "")
-                + "; wait for it, or stop it first"
-            )
-            raise LockedError(msg)
+        refuse_if_held(self.path)
         stale = self.path.with_name(f"{self.path.name}.stale-{uuid.uuid4().hex[:8]}")
         with suppress(FileNotFoundError):
             self.path.rename(stale)
             stale.unlink()
         return False
-
-    def _is_dead(self, owner: dict[str, Any]) -> bool:
-        if owner.get("host") == self._owner["host"]:
-            return _started(int(owner["pid"])) != owner.get("started")
-        if owner.get("slurm_job") and owner["slurm_job"] == self._owner["slurm_job"]:
-            return True  # this very job before it was requeued to other nodes
-        try:
-            return time.time() - self.path.stat().st_mtime > STALE_AFTER
-        except OSError:
-            return True
 
     def touch(self) -> None:
         """Tell others that the owner lives."""
@@ -98,6 +81,35 @@ def read_owner(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return owner if isinstance(owner, dict) else None
+
+
+def refuse_if_held(path: Path) -> None:
+    """Raise if a living process holds the lock.
+
+    Raises
+    ------
+    hpc.errors.LockedError
+        Naming the owner.
+    """
+    owner = read_owner(path)
+    if owner is not None and not _is_dead(owner, path):
+        job = f" (SLURM job {owner['slurm_job']})" if owner.get("slurm_job") else ""
+        msg = (
+            f"{path.parent}: this run is being worked on by process {owner['pid']} on {owner['host']}{job}; "
+            "wait for it, or stop it first"
+        )
+        raise LockedError(msg)
+
+
+def _is_dead(owner: dict[str, Any], path: Path) -> bool:
+    if owner.get("host") == socket.gethostname():
+        return _started(int(owner["pid"])) != owner.get("started")
+    if owner.get("slurm_job") and owner["slurm_job"] == os.environ.get("SLURM_JOB_ID"):
+        return True  # this very job before it was requeued to other nodes
+    try:
+        return time.time() - path.stat().st_mtime > STALE_AFTER
+    except OSError:
+        return True
 
 
 def _started(pid: int) -> str | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from conftest import start_toy
+from conftest import rank_command, rank_environment, start_toy
 
-from hpc.errors import ChangedConfigError, RunDirError
+from hpc.errors import ChangedConfigError, LockedError, RunDirError
 from hpc.rundir import RunDir
 
 pytestmark = pytest.mark.mpi
@@ -110,7 +111,7 @@ def test_a_unit_longer_than_the_grace_period_is_abandoned(toy, tmp_path, ranks):
     }
     path = tmp_path / "run"
     process = start_toy(path, ranks, **options)
-    wait_for(lambda: (tmp_path / "tried-u00004").exists())
+    wait_for((tmp_path / "tried-u00004").exists)
     time.sleep(0.5)
     start = time.monotonic()
     os.kill(process.pid, signal.SIGTERM)
@@ -197,9 +198,12 @@ def test_two_processes_cannot_work_in_one_run(toy, tmp_path):
     path = tmp_path / "run"
     first = start_toy(path, 1, units=200, seconds=0.05)
     wait_for(lambda: done(path) >= 1)
-    second = toy("run", 1, units=200, seconds=0.05)
-    assert second.code == 2
-    assert "being worked on by process" in second.output
+    with pytest.raises(LockedError, match="being worked on by process"):
+        start_toy(path, units=200, seconds=0.05)
+    late = subprocess.run(rank_command(path, 1), env=rank_environment(1), capture_output=True, text=True)
+    assert late.returncode == 2
+    assert "being worked on by process" in late.stderr
+    assert not (path / "failure.json").exists()
     first.terminate()
     assert first.wait(20) == 75
 
