@@ -24,6 +24,7 @@ class InputOptions:
 
     image_list_file: Path
     input_catalog: Path
+    truth: Path | None = None
     tile_name: str = ""
     extension: int | str | None = None
     columns: dict[str, str] = field(default_factory=dict)
