@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
-_DEGENERATE: Final = 1e6
+_DEGENERATE: Final = 1e4
 """Variance of a flux over that with all other fluxes known, beyond which sources are one and the same."""
 
 

@@ -46,7 +46,8 @@ def de_vaucouleurs_mixture() -> tuple[Floats, Floats]:
     """Return the weights (sum 1) and variances of round Gaussians that add up to `de_vaucouleurs`.
 
     Non-negative least squares on logarithmically spaced widths (after Hogg & Lang 2013), of the light per
-    logarithmic ring, which is what a wrong flux is made of.
+    logarithmic ring, which is what a wrong flux is made of. The cut at 8 radii comes out soft: 0.8 % of the
+    light is beyond it.
     """
     r = np.geomspace(1e-3, 9.0, 400)
     sigma = np.geomspace(4e-3, 4.0, 28)

@@ -21,8 +21,9 @@ Bools = NDArray[np.bool_]
 Pair = tuple[int, int]
 T = TypeVar("T")
 
-_RIDGE: Final = 1e-9
-"""Relative addition to the diagonal: identical sources share their light instead of stopping the solution."""
+_RIDGE: Final = 1e-5
+"""Relative addition to the diagonal, above the rounding of single-precision sums: identical sources share their
+light instead of stopping the solution."""
 
 
 class Run(Protocol):
@@ -218,6 +219,8 @@ def eliminate(normal: Normal) -> Eliminated:
     response = inverse @ normal.cross
     schur = normal.shared - np.einsum("bik,bil->kl", normal.cross, response, optimize=True)
     gradient = normal.shared_gradient - np.einsum("bik,bi->k", response, normal.linear_gradient)
+    # What is left after the elimination can be all rounding.
+    np.einsum("ii->i", schur)[...] += _RIDGE * np.diag(normal.shared)
     return Eliminated(inverse, response, (schur + schur.T) / 2, gradient)
 
 
