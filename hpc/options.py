@@ -174,6 +174,8 @@ def _convert(hint: Any, value: Any, where: str, complaints: list[str]) -> Any:
     if origin is tuple:
         return _convert_tuple(get_args(hint), value, where, complaints)
     if origin is dict:
+        if value is None:  # the way to write an empty section that the command line may fill
+            return {}
         if not isinstance(value, Mapping):
             raise _WrongValueError(f"must be a section of keys, not {value!r}")  # noqa: EM102
         inner = get_args(hint)[1]
