@@ -68,11 +68,19 @@ def test_bright_stars_are_not_biased(stars):
     assert abs(bright.mean()) < 3 / 400 / np.sqrt(bright.size)
 
 
-def test_faint_stars_are_not_biased_by_their_weights(stars):
-    snr, _, errors, _ = stars
-    # A variance from the data makes stars of this kind 6 % too faint.
-    faint = errors[:, snr == 10.0].ravel()
-    assert abs(faint.mean()) < 3 * 0.1 / np.sqrt(faint.size)
+def test_faint_stars_are_not_biased_by_their_weights():
+    rng = np.random.default_rng(17)
+    psf, gain = PSFS[1], 0.3
+    grid = np.stack(np.meshgrid(np.arange(6), np.arange(6)), axis=-1).reshape(-1, 2) * 30.0 + 25.0
+    flux, errors = 600.0, []
+    for _ in range(6):
+        x, y = (grid + rng.uniform(-0.5, 0.5, grid.shape)).T
+        truth = sum(flux * draw(psf, *at, (200, 200)) for at in zip(x, y, strict=True))[None]
+        fit = fit_patch(observe(truth, SKY, gain, rng), catalog(x, y, 1, jitter=rng), [psf.field()])
+        errors.append(fit.flux[:, 0] / flux - 1)
+    errors = np.array(errors)
+    # Of S/N 10: a variance from the data, which weights down what scatters high, makes them far too faint.
+    assert abs(errors.mean()) < 3 * errors.std() / np.sqrt(errors.size)
 
 
 def test_blended_pairs_have_honest_errors():
