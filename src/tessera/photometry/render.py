@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from threading import Lock
 from typing import Final
 
 import numpy as np
@@ -94,9 +93,12 @@ class Renderer:
             self._fold = max(self._fold, _needed_fold(stamps, psf.oversampling))
         self._oversampling = [psf.oversampling for psf in psfs]
         self._half: int = max((psf.stamps.shape[-1] - 1) // 2 // psf.oversampling for psf in psfs)
-        self._spectra: dict[int, list[Complexes]] = {}
+        self._size = _fft_size(self._half)
+        self._spectra = [
+            _spectra(stamps, psf.oversampling, self._size, self._fold)
+            for stamps, psf in zip(self._stamps, psfs, strict=True)
+        ]
         self._psf_of: dict[tuple[int, int], Complexes] = {}
-        self._lock = Lock()
 
     def draw(
         self, source: int, kind: int, x: float, y: float, shape: Floats, with_shape: bool, least: int = 0
@@ -129,8 +131,7 @@ class Renderer:
         x0, y0 = self._origin
         cols, inner_cols = _clip(left - x0, 2 * half + 1, self._shape[1])
         rows, inner_rows = _clip(bottom - y0, 2 * half + 1, self._shape[0])
-        size = int(scipy.fft.next_fast_len(2 * half + 2, real=True))
-        size += size % 2
+        size = _fft_size(half)
         fields = _fields(size, self._fold, x - left, y - bottom, kind, shape, with_shape)
         spectrum = _folded(self._psf(source, size)[:, None] * fields, size, self._fold)
         lines = scipy.fft.ifft(spectrum, axis=-2, overwrite_x=True)[..., inner_rows, :]
@@ -155,17 +156,22 @@ class Renderer:
         return max(areas)
 
     def _psf(self, source: int, size: int) -> Complexes:
+        """Return the spectra of a source's PSF, shape (B, size * fold, size * fold / 2 + 1)."""
         key = (source, size)
         if key not in self._psf_of:
-            with self._lock:
-                if size not in self._spectra:
-                    self._spectra[size] = [
-                        _spectra(stamps, oversampling, size, self._fold)
-                        for stamps, oversampling in zip(self._stamps, self._oversampling, strict=True)
-                    ]
-            bands = zip(self._weights, self._spectra[size], strict=True)
-            self._psf_of[key] = np.stack([_combine(weights[source], spectra) for weights, spectra in bands])
+            if size > self._size:
+                spectra = _enlarged(self._psf(source, self._size), size * self._fold)
+            else:
+                bands = zip(self._weights, self._spectra, strict=True)
+                spectra = np.stack([_combine(weights[source], spectra) for weights, spectra in bands])
+            self._psf_of[key] = spectra
         return self._psf_of[key]
+
+
+def _fft_size(half: int) -> int:
+    """Return an even length, quick to transform, of at least ``2 half + 2`` pixels."""
+    size = int(scipy.fft.next_fast_len(half + 1, real=True))
+    return 2 * size
 
 
 def _combine(weights: Singles, spectra: Complexes) -> Complexes:
@@ -230,6 +236,16 @@ def _padded(spectra: Complexes, kept: int, wanted: int) -> Complexes:
     out[:, wanted - half] /= 2
     out[:, :, half] /= 2
     return out
+
+
+def _enlarged(spectra: Complexes, wanted: int) -> Complexes:
+    """Return the spectra on a finer grid of frequencies: those of the same picture with zeros around it."""
+    size = spectra.shape[1]
+    picture = scipy.fft.fftshift(scipy.fft.irfft2(spectra, s=(size, size)), axes=(1, 2))
+    before = wanted // 2 - size // 2
+    around = (before, wanted - size - before)
+    padded = np.pad(picture, ((0, 0), around, around))
+    return np.asarray(scipy.fft.rfft2(scipy.fft.ifftshift(padded, axes=(1, 2))))
 
 
 @lru_cache(maxsize=64)
