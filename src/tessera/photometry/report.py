@@ -60,7 +60,7 @@ def sections(run: RunView) -> list[Section]:
     cells = read_cells(results)
     if catalog is None or frames is None:
         text = "The sources are not measured yet; these pictures come with the catalog. tessera report draws them anew."
-        return [Section("Photometry", text), *_psf(cells, ""), *_timing(run.timings)]
+        return [Section("Photometry", text), *psf_sections(cells, ""), *_timing(run.timings)]
     truth_file = run.config.get("job", {}).get("inputs", {}).get("truth")
     truth = read_truth(Path(truth_file), catalog["ID"]) if truth_file else None
     bands = [_fluxes(catalog, band, b, frames, cells, truth) for b, band in enumerate(frames.bands)]
@@ -70,7 +70,7 @@ def sections(run: RunView) -> list[Section]:
         _residuals(results, patches, frames),
         _errors(bands, frames.zp_ref),
         *_truth(bands, truth_file, found=truth is not None),
-        *_psf(cells, source),
+        *psf_sections(cells, source),
         _frames(frames, bands),
         *_timing(run.timings),
     ]
@@ -255,7 +255,16 @@ def _truth_row(band: BandFluxes, name: str, chosen: Bools) -> tuple[object, ...]
     return (band.band, name, int(use.sum()), *(round(number, 2) for number in numbers))
 
 
-def _psf(cells: Sequence[Cell], source: str) -> list[Section]:
+def psf_sections(cells: Sequence[Cell], source: str) -> list[Section]:
+    """Return what is to be said of the PSFs; nothing if they are still to be built.
+
+    Parameters
+    ----------
+    cells
+        Those that were built or failed.
+    source
+        The option ``epsf.source``.
+    """
     if not cells:
         text = {
             "file": "The PSFs were read from files (job.epsf.files), not built.",

@@ -22,6 +22,7 @@ Bounds = tuple[int, int, int, int]
 
 _FORMATS: Final[Mapping[str, str]] = {".csv": "ascii.csv", ".ecsv": "ascii.ecsv", ".fits": "fits"}
 _ANGLES: Final = 72
+_STEP: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -253,14 +254,17 @@ def half_maximum_shape(stamp: Floats, oversampling: int = 1) -> tuple[float, flo
     from scipy.ndimage import map_coordinates
 
     half = stamp.shape[0] // 2
-    radius = np.arange(0, half, 0.05)
+    radius = np.arange(0, half, _STEP)
     angle = np.arange(_ANGLES) * (2 * np.pi / _ANGLES)
     rows, columns = half + np.outer(np.sin(angle), radius), half + np.outer(np.cos(angle), radius)
     light = map_coordinates(stamp, [rows, columns], order=3, mode="nearest")
-    below = light < stamp[half, half] / 2
-    if stamp[half, half] <= 0 or not below.any(axis=1).all():
+    level = stamp[half, half] / 2
+    below = light < level
+    if level <= 0 or not below.any(axis=1).all():
         return np.nan, np.nan
-    contour = radius[below.argmax(axis=1)] / oversampling
+    first = below.argmax(axis=1)
+    inner, outer = (light[np.arange(_ANGLES), k] for k in (first - 1, first))
+    contour = (radius[first] - _STEP * (level - outer) / (inner - outer)) / oversampling
     harmonic = 2 * abs(np.mean(contour * np.exp(-2j * angle)))
     mean = float(contour.mean())
     return 2 * mean, float(2 * harmonic / (mean + harmonic))
