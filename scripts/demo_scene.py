@@ -21,6 +21,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.wcs import WCS
 from numpy.typing import NDArray
+from scipy.signal import fftconvolve
 
 Floats = NDArray[np.float64]
 
@@ -137,10 +138,7 @@ def _galaxy_stamp(band: Band, scene: Scene, i: int, half: int, sub_x: float, sub
     disk = np.exp(-HALF_LIGHT / scene.re[i] * np.hypot(along, across))
     disk /= disk.sum()
     psf = band.psf(fine, fine[:, None], scene.x[i])
-    size = 2 * len(fine)
-    spectrum = np.fft.rfft2(disk, (size, size)) * np.fft.rfft2(psf, (size, size))
-    full = np.fft.irfft2(spectrum, (size, size))[middle : middle + len(fine), middle : middle + len(fine)]
-    return full[::OVERSAMPLING, ::OVERSAMPLING]
+    return fftconvolve(disk, psf, mode="same")[::OVERSAMPLING, ::OVERSAMPLING]
 
 
 def observe(band: Band, index: int, scene: Scene, rng: np.random.Generator) -> tuple[Floats, float]:
