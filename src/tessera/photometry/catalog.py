@@ -106,7 +106,7 @@ def read_catalog(path: Path, bands: Sequence[str], wcs: WCS | None, how: Catalog
         If the file is missing or no table, holds no source, lacks columns, or has positions that are not
         numbers or names that come twice; the message names the rows.
     """
-    table = _read_table(path)
+    table = _read_table(path, how.columns.get("ID", "ID"))
     if len(table) == 0:
         msg = f"catalog {path} holds no source; give at least one row below the column names"
         raise CatalogError(msg)
@@ -115,7 +115,7 @@ def read_catalog(path: Path, bands: Sequence[str], wcs: WCS | None, how: Catalog
     return Catalog(_ids(columns), _sources(columns, x, y, bands, how), table, path)
 
 
-def _read_table(path: Path) -> Table:
+def _read_table(path: Path, id_column: str) -> Table:
     from astropy.io.ascii import InconsistentTableError, convert_numpy
     from astropy.table import Table
     from astropy.utils.exceptions import AstropyWarning
@@ -126,7 +126,8 @@ def _read_table(path: Path) -> Table:
             warnings.simplefilter("ignore", AstropyWarning)
             if kind == "ascii.csv":
                 # Names such as 000017 must keep their zeros.
-                return Table.read(path, format=kind, converters={"ID": [convert_numpy(str)]})
+                names = (id_column, id_column.lower(), id_column.title())
+                return Table.read(path, format=kind, converters={name: [convert_numpy(str)] for name in names})
             return Table.read(path, format=kind)
     except FileNotFoundError:
         msg = f"catalog {path} does not exist; set job.inputs.input_catalog"
@@ -137,7 +138,8 @@ def _read_table(path: Path) -> Table:
 
 
 def _format(path: Path) -> str:
-    head = path.open("rb").read(80)
+    with path.open("rb") as file:
+        head = file.read(80)
     if head.startswith(b"SIMPLE  ="):
         return "fits"
     if head.startswith(b"# %ECSV"):
@@ -237,7 +239,7 @@ def _ids(columns: _Columns) -> NDArray[np.str_]:
         twice = names[counts > 1]
         rows = ", ".join(str(r + 1) for r in np.flatnonzero(ids == twice[0])[:_SHOWN])
         msg = (
-            f"catalog {columns.path}: {twice.size} IDs come more than once, e.g. {twice[0]!r} in rows {rows}; "
+            f"catalog {columns.path}: {twice.size} IDs come more than once, e.g. {str(twice[0])!r} in rows {rows}; "
             "every source needs an ID of its own"
         )
         raise CatalogError(msg)

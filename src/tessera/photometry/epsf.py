@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -39,8 +40,13 @@ EE_RADII: Final = (0.5, 0.8, 0.9)
 """Fractions of the light whose radii are reported."""
 _FIT_RADIUS_FWHM: Final = 4.0
 _TAPER_FWHM: Final = 3.0
+_FIRST_BETA: Final = 3.5
 _SAMPLED_FWHM: Final = 2.5
 """Pixels; narrower ones cannot be interpolated from one sample per pixel."""
+_STARS_A_SAMPLE: Final = 4
+"""Stars that EPSFBuilder needs for each of its samples within a pixel."""
+_SMOOTHING: Final = {1: None, 2: "quadratic"}
+"""Kernels of EPSFBuilder by oversampling: its default, made for 4, blurs the core by 3 to 5 % at 1 and 2 (measured)."""
 _SANE_FWHM: Final = (0.3, 3.0)
 """A built PSF may be so much narrower or wider than the expected one."""
 
@@ -66,7 +72,7 @@ class CellPsf:
     ok
         It passed the quality gate.
     reason
-        Why not.
+        Why not; or, where it did, what is to be known of it.
     """
 
     stamp: Floats
@@ -153,16 +159,18 @@ def build_cell(
     guess = width_of(expected)
     rows = choose_stars(region, cell, found, sources, guess, options)
     if len(rows) < options.min_epsf_nstars_for_use:
-        return _nothing(len(rows), f"{len(rows)} usable stars, {options.min_epsf_nstars_for_use} needed", options)
+        return _too_few(len(rows), options)
     scene = scene_sources(region.box, found, sources, rows)
-    stamps = clean_stamps(region, scene, len(rows), expected, options.cutout_size)
-    for _ in range(1):  # the first profile was a guess, so neighbours are subtracted once more with the fitted one
-        profile = fit_moffat(stamps, guess, 3.5, _FIT_RADIUS_FWHM * guess)
-        stamps = without_outliers(stamps, profile.chi2)
-        guess = profile.fwhm
-        psf = _profile_field(profile, options)
+    psf, beta = expected, _FIRST_BETA
+    for last in (False, True):  # the first profile is a guess, so neighbours are subtracted again with the fitted one
         stamps = clean_stamps(region, scene, len(rows), psf, options.cutout_size)
-    profile = fit_moffat(stamps, profile.fwhm, profile.beta, _FIT_RADIUS_FWHM * profile.fwhm)
+        if len(stamps) < options.min_epsf_nstars_for_use:
+            return _too_few(len(stamps), options)
+        profile = fit_moffat(stamps, guess, beta, _FIT_RADIUS_FWHM * guess)
+        if last:
+            stamps = without_outliers(stamps, profile.chi2)
+            profile = fit_moffat(stamps, profile.fwhm, profile.beta, _FIT_RADIUS_FWHM * profile.fwhm)
+        psf, guess, beta = _profile_field(profile, options), profile.fwhm, profile.beta
     return _finish(stamps, profile, width_of(expected), options)
 
 
@@ -170,6 +178,10 @@ def _nothing(nstars: int, reason: str, options: EpsfOptions) -> CellPsf:
     oversampling = stamp_oversampling(options)
     side = (options.final_psf_size // 2) * 2 * oversampling + 1
     return CellPsf(np.zeros((side, side)), oversampling, nstars, reason=reason)
+
+
+def _too_few(nstars: int, options: EpsfOptions) -> CellPsf:
+    return _nothing(nstars, f"{nstars} usable stars, {options.min_epsf_nstars_for_use} needed", options)
 
 
 def stamp_oversampling(options: EpsfOptions) -> int:
@@ -185,13 +197,20 @@ def _builder_oversampling(profile: MoffatFit, options: EpsfOptions) -> int:
 
 def _finish(stamps: Stamps, profile: MoffatFit, expected: float, options: EpsfOptions) -> CellPsf:
     kept = np.isfinite(profile.flux)
-    try:
-        oversampling = _builder_oversampling(profile, options)
-        empirical = _photutils_epsf(stamps.take(kept), profile, kept, oversampling, options)
-        stamp = _blend(empirical, oversampling, stamps.take(kept), profile, options)
-    except (ValueError, RuntimeError, ArithmeticError) as error:
-        return _nothing(int(kept.sum()), f"EPSFBuilder failed: {error}", options)
-    return _judged(stamp, stamps.take(kept), profile, expected, options)
+    stars = stamps.take(kept)
+    if len(stars) < options.min_epsf_nstars_for_use:
+        return _too_few(len(stars), options)
+    stamp, note = _profile_field(profile, options).stamps[0], ""
+    oversampling = _builder_oversampling(profile, options)
+    if len(stars) < _STARS_A_SAMPLE * oversampling**2:
+        note = f"profile only: {len(stars)} stars are too few for {oversampling} samples per pixel"
+    else:
+        try:
+            empirical = _photutils_epsf(stars, profile, kept, oversampling, options)
+            stamp = _blend(empirical, oversampling, stars, profile, options)
+        except (ValueError, RuntimeError, ArithmeticError) as error:
+            note = f"profile only: EPSFBuilder failed: {error}"
+    return _judged(stamp, stars, profile, expected, note, options)
 
 
 def width_of(psf: PsfField) -> float:
@@ -238,6 +257,7 @@ def _photutils_epsf(
         stars.append(EPSFStar(data, weights=weights, cutout_center=centre, flux=float(profile.flux[j])))
     builder = EPSFBuilder(
         oversampling=oversampling,
+        smoothing_kernel=_SMOOTHING.get(oversampling, "quartic"),
         maxiters=options.maxiters,
         recentering_boxsize=options.recenter_boxsize,
         sigma_clip=SigmaClip(sigma=5.0, maxiters=5) if options.do_clip else None,
@@ -301,7 +321,7 @@ def _significance(extra: Floats, radius: Floats, noise: float, fwhm: float) -> F
     """Return for each sample the share of ``extra`` that is signal: a Wiener filter in rings of one FWHM."""
     weight = np.zeros_like(extra)
     edges = np.arange(0, _TAPER_FWHM + 0.5, 0.5) * fwhm
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         ring = (radius >= low) & (radius < high)
         if ring.any():
             power = float(np.mean(extra[ring] ** 2))
@@ -309,12 +329,14 @@ def _significance(extra: Floats, radius: Floats, noise: float, fwhm: float) -> F
     return weight
 
 
-def _judged(stamp: Floats, stamps: Stamps, profile: MoffatFit, expected: float, options: EpsfOptions) -> CellPsf:
+def _judged(
+    stamp: Floats, stamps: Stamps, profile: MoffatFit, expected: float, note: str, options: EpsfOptions
+) -> CellPsf:
     oversampling = stamp_oversampling(options)
     psf = PsfField(stamp[None], oversampling)
     width = width_of(psf)
     radii, growth = growth_curve(stamp, oversampling)
-    reason = _complaint(stamp, len(stamps), width, growth, expected, options)
+    reason = _complaint(stamp, width, growth, expected)
     smooth = _profile_field(profile, options).stamps[0]
     offsets = stamp_offsets(options.final_psf_size, oversampling)
     core = np.hypot(offsets[None, :], offsets[:, None]) <= profile.fwhm
@@ -329,7 +351,7 @@ def _judged(stamp: Floats, stamps: Stamps, profile: MoffatFit, expected: float, 
         ee_radii=tuple(float(np.interp(f, growth, radii)) for f in EE_RADII),  # type: ignore[arg-type]
         core_correction=float(stamp[core].sum() / smooth[core].sum()),
         ok=not reason,
-        reason=reason,
+        reason=reason or note,
     )
 
 
@@ -344,9 +366,7 @@ def growth_curve(stamp: Floats, oversampling: int) -> tuple[Floats, Floats]:
     return radii, flux[np.searchsorted(radius.ravel()[order], radii, side="right") - 1]
 
 
-def _complaint(stamp: Floats, nstars: int, width: float, growth: Floats, expected: float, options: EpsfOptions) -> str:
-    if nstars < options.min_epsf_nstars_for_use:
-        return f"{nstars} good stars, {options.min_epsf_nstars_for_use} needed"
+def _complaint(stamp: Floats, width: float, growth: Floats, expected: float) -> str:
     if not np.isfinite(stamp).all():
         return "not finite"
     middle = stamp.shape[0] // 2

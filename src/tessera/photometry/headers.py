@@ -309,8 +309,9 @@ def _check_wcs(first: FrameHeader, header: FrameHeader, tolerance: float) -> Non
     off = float(np.max(np.hypot(x1 - x, y1 - y)))
     if not off <= tolerance:
         msg = (
-            f"the pixels of frame {header.entry.image} are {off:.3g} pixels off those of {first.entry.image} on the sky, "
-            f"more than job.checks.wcs_tolerance_pix={tolerance:g}; resample the frames onto one grid (SWarp, reproject)"
+            f"the pixels of frame {header.entry.image} are {off:.3g} pixels off those of {first.entry.image} "
+            f"on the sky, more than job.checks.wcs_tolerance_pix={tolerance:g}; "
+            "resample the frames onto one grid (SWarp, reproject)"
         )
         raise GridError(msg)
 

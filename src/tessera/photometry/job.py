@@ -166,8 +166,8 @@ def _psf_path(header: FrameHeader, given: dict[str, Path]) -> Path:
     path = header.entry.psf or given.get(header.band)
     if path is None:
         msg = (
-            f"epsf.source is file but band {header.band} has no PSF file; add psf= to the line of {header.entry.image} in "
-            f"the image list, or set job.epsf.files.{header.band}"
+            f"epsf.source is file but band {header.band} has no PSF file; add psf= to the line of "
+            f"{header.entry.image} in the image list, or set job.epsf.files.{header.band}"
         )
         raise PsfFileError(msg)
     return path

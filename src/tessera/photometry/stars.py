@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -343,4 +343,4 @@ def without_outliers(stamps: Stamps, chi2: Floats) -> Stamps:
     middle = float(np.median(chi2))
     spread = 1.4826 * float(np.median(np.abs(chi2 - middle)))
     kept = chi2 <= middle + 5 * max(spread, 0.1 * middle)
-    return replace(stamps.take(kept))
+    return stamps.take(kept)
