@@ -115,7 +115,7 @@ def test_real_frame_without_wcs_against_sextractor(shared, tmp_path):
     job = job_for(
         tmp_path,
         inputs={"input_catalog": str(folder / "image.cat")},
-        headers={"zero_point": 25.0, "gain": 2.1, "sky_sigma": None, "saturation": None, "fwhm_pix": 2.4},
+        headers={"zero_point": 25.0, "gain": 2.1, "sky_sigma": None, "saturation": None},
         background={"subtract": True},
         epsf={"source": "build", "min_snr": 15.0},
     )

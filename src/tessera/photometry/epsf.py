@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tessera.photometry.moffat_fit import MoffatFit, fit_moffat
 from tessera.photometry.options import EpsfOptions
 from tessera.photometry.psf import PsfField
-from tessera.photometry.psf_grids import Bilinear, stamp_offsets
+from tessera.photometry.psf_grids import Bilinear, moffat_field, stamp_offsets
 from tessera.photometry.select import Box
 from tessera.photometry.sources import Sources
 from tessera.photometry.stars import (
@@ -30,6 +30,7 @@ from tessera.photometry.stars import (
     cut_region,
     detect,
     scene_sources,
+    stellar_width,
     without_outliers,
 )
 
@@ -142,7 +143,7 @@ def build_cell(
     sources
         The catalog, frame pixels.
     expected
-        Analytic PSF of about the right width.
+        Analytic PSF against which the result is judged; its width is used where too few objects show theirs.
     options
         See `EpsfOptions`.
 
@@ -156,12 +157,13 @@ def build_cell(
     if not region.good.any():
         return _nothing(0, "no good pixel in the cell", options)
     found = detect(region, options.minarea)
-    guess = width_of(expected)
+    measured = stellar_width(region, found, sources, options)
+    guess = measured if np.isfinite(measured) else width_of(expected)
     rows = choose_stars(region, cell, found, sources, guess, options)
     if len(rows) < options.min_epsf_nstars_for_use:
         return _too_few(len(rows), options)
     scene = scene_sources(region.box, found, sources, rows)
-    psf, beta = expected, _FIRST_BETA
+    psf, beta = moffat_field(guess, _FIRST_BETA, options.final_psf_size), _FIRST_BETA
     for last in (False, True):  # the first profile is a guess, so neighbours are subtracted again with the fitted one
         stamps = clean_stamps(region, scene, len(rows), psf, options.cutout_size)
         if len(stamps) < options.min_epsf_nstars_for_use:

@@ -20,6 +20,7 @@ Bools = NDArray[np.bool_]
 _DETECT_SIGMA: Final = 2.5
 _MATCH_PIX: Final = 2.5
 _SIZE_RANGE: Final = 1.15
+_FWHM_OF_HALF_LIGHT: Final = 1.66
 _CLEANING: Final = FitOptions(n_opt_iters=8, dlnp_stop=0.5, pos_max_shift_pix=2.0, fit_shapes=False)
 """Neighbours need only be known to a fraction of their noise."""
 
@@ -145,6 +146,24 @@ def detect(region: Region, minarea: int) -> Detections:
     )
 
 
+def stellar_width(region: Region, found: Detections, sources: Sources, options: EpsfOptions) -> float:
+    """Return the FWHM, pixels, of what is most common among bright round objects; NaN if there are too few.
+
+    A Moffat profile of power 3.5 has its FWHM at 1.66 times its half-light radius.
+    """
+    low, high = options.q_range
+    bright = found.peak > options.thresh_sigma * _sky_sigma(region)
+    candidates = bright & (found.elongation >= low) & (found.elongation <= high) & ~_catalog_galaxies(found, sources)
+    stars = _compact(found.radius, candidates & (found.radius > 0))
+    if np.count_nonzero(stars) < options.min_epsf_nstars_for_use:
+        return np.nan
+    return float(_FWHM_OF_HALF_LIGHT * np.median(found.radius[stars]))
+
+
+def _sky_sigma(region: Region) -> float:
+    return float(np.sqrt(np.median(region.variance[region.good]))) if region.good.any() else np.inf
+
+
 def choose_stars(
     region: Region, cell: Box, found: Detections, sources: Sources, fwhm: float, options: EpsfOptions
 ) -> NDArray[np.intp]:
@@ -169,7 +188,7 @@ def choose_stars(
     numpy.ndarray
         Rows of ``found``.
     """
-    sky = float(np.sqrt(np.median(region.variance[region.good]))) if region.good.any() else np.inf
+    sky = _sky_sigma(region)
     noise = np.sqrt(np.pi * (1.5 * fwhm) ** 2 * sky**2 + np.maximum(found.flux, 0) / region.gain)
     low, high = options.q_range
     good = (
