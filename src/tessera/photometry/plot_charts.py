@@ -21,7 +21,6 @@ from tessera.photometry.plot_style import (
     panels,
     png,
     robust,
-    rows_of,
     tidy,
 )
 
@@ -80,8 +79,8 @@ class BandFluxes:
 
 def magnitude_errors(bands: Sequence[BandFluxes], zp_ref: float) -> bytes:
     """Draw each source's magnitude error against its magnitude, with what photon noise alone allows."""
-    figure = new_figure(0.3 * WIDTH * rows_of(len(bands)) + 0.2)
-    for axes, band in zip(panels(figure, len(bands), sharex=True, sharey=True), bands, strict=True):
+    figure, grid = panels(len(bands), 0.9, sharex=True, sharey=True)
+    for axes, band in zip(grid, bands, strict=True):
         for chosen, colour, name in ((~band.galaxy, BLUE, "stars"), (band.galaxy, ORANGE, "galaxies")):
             use = chosen & band.good
             mag = zp_ref - 2.5 * np.log10(band.flux[use])
@@ -98,6 +97,8 @@ def magnitude_errors(bands: Sequence[BandFluxes], zp_ref: float) -> bytes:
 
 def chi2_histogram(bands: Sequence[BandFluxes]) -> bytes:
     """Draw the distribution of the sources' chi² in each band."""
+    from matplotlib.ticker import MaxNLocator
+
     figure = new_figure(3.1, 0.62 * WIDTH)
     axes = figure.subplots()
     edges = np.geomspace(*_CHI2_RANGE, 50)
@@ -109,6 +110,7 @@ def chi2_histogram(bands: Sequence[BandFluxes]) -> bytes:
     axes.set_xscale("log")
     axes.set_xticks([0.2, 0.5, 1, 2, 5, 10], ["≤ 0.2", "0.5", "1", "2", "5", "≥ 10"])
     axes.minorticks_off()
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     tidy(axes, "", "χ² of a source", "sources")
     legend(axes, loc="upper right", ncols=1 + len(bands) // 9)
     return png(figure)
@@ -116,8 +118,8 @@ def chi2_histogram(bands: Sequence[BandFluxes]) -> bytes:
 
 def pixel_pulls(pulls: Mapping[str, NDArray[np.floating]]) -> bytes:
     """Draw the distribution of ``(data - model) / sigma`` of all pixels of each band over the unit Gaussian."""
-    figure = new_figure(0.27 * WIDTH * rows_of(len(pulls)) + 0.2)
-    for axes, (band, values) in zip(panels(figure, len(pulls), sharex=True, sharey=True), pulls.items(), strict=True):
+    figure, grid = panels(len(pulls), 0.8, sharex=True, sharey=True)
+    for axes, (band, values) in zip(grid, pulls.items(), strict=True):
         _pull_panel(axes, values, BLUE, 0.25, _PIXEL_RANGE)
         axes.set_yscale("log")
         axes.set_ylim(1e-6, 1)
@@ -129,8 +131,8 @@ def pixel_pulls(pulls: Mapping[str, NDArray[np.floating]]) -> bytes:
 
 def flux_pulls(bands: Sequence[BandFluxes]) -> bytes:
     """Draw the distribution of ``(measured - true) / error`` in each band over the unit Gaussian."""
-    figure = new_figure(0.27 * WIDTH * rows_of(len(bands)) + 0.2)
-    for axes, band in zip(panels(figure, len(bands), sharex=True), bands, strict=True):
+    figure, grid = panels(len(bands), 0.8, sharex=True)
+    for axes, band in zip(grid, bands, strict=True):
         pull = flux_pull(band)
         for chosen, colour, name in ((~band.galaxy, BLUE, "stars"), (band.galaxy, ORANGE, "galaxies")):
             values = pull[chosen & np.isfinite(pull)]
@@ -138,7 +140,7 @@ def flux_pulls(bands: Sequence[BandFluxes]) -> bytes:
                 label = f"{name}: {values.mean():+.2f} ± {values.std():.2f}"
                 _pull_panel(axes, values, colour, 0.5, _FLUX_RANGE, label)
         legend(axes, loc="upper left", handlelength=0.8)
-        axes.set_ylim(0, 0.72)
+        axes.set_ylim(0, 0.85)
         tidy(axes, band.band, "(measured − true) / error", "share of sources per unit")
     return png(figure)
 
@@ -153,8 +155,8 @@ def flux_pull(band: BandFluxes) -> Floats:
 
 def flux_ratios(bands: Sequence[BandFluxes]) -> bytes:
     """Draw measured over true flux against the true flux in units of the error."""
-    figure = new_figure(0.27 * WIDTH * rows_of(len(bands)) + 0.2)
-    for axes, band in zip(panels(figure, len(bands), sharex=True, sharey=True), bands, strict=True):
+    figure, grid = panels(len(bands), 0.8, sharex=True, sharey=True)
+    for axes, band in zip(grid, bands, strict=True):
         if band.true is None:
             continue
         snr = band.true / np.where(band.error > 0, band.error, np.nan)

@@ -21,7 +21,6 @@ from tessera.photometry.plot_style import (
     panels,
     png,
     robust,
-    rows_of,
     shrink,
     stretch,
     tidy,
@@ -42,6 +41,7 @@ _FIELD_WIDTH: Final = 8.4
 _PANEL_PIXELS: Final = 400
 _GREY_LIMITS: Final = (-1.0, 4.5)
 _PULL_LIMIT: Final = 5.0
+_CHI2_LIMIT: Final = 4.0
 _LABELLED_PATCHES: Final = 64
 _DARK: Final = 1.5
 """Sum of red, green and blue below which writing is white."""
@@ -73,7 +73,9 @@ def field_image(overlay: Overlay, x: Floats, y: Floats, groups: Mapping[str, Boo
     pixel = step * overlay.step
     figure = new_figure(_FIELD_WIDTH * min(height / width, 1.4) + 0.2, _FIELD_WIDTH)
     axes = figure.subplots()
-    extent = (-0.5, width * pixel - 0.5, -0.5, height * pixel - 0.5)
+    # A sample of the thinned image stands for the pixels around it.
+    edge = -0.5 * overlay.step
+    extent = (edge, edge + width * pixel, edge, edge + height * pixel)
     axes.imshow(
         stretch(image), cmap="gray_r", origin="lower", extent=extent, vmin=_GREY_LIMITS[0], vmax=_GREY_LIMITS[1]
     )
@@ -151,7 +153,7 @@ def patch_map(patches: Sequence[PatchRecord], shape: tuple[int, int]) -> bytes:
     figure = new_figure(0.42 * WIDTH * min(shape[0] / shape[1], 2) + 0.3)
     left, right = figure.subplots(1, 2)
     chi2 = np.array([patch.typical_chi2 for patch in patches])
-    worst = max(1.5, float(np.nanmax(chi2))) if np.isfinite(chi2).any() else 1.5
+    worst = float(np.clip(np.nanmax(chi2, initial=1.5), 1.5, _CHI2_LIMIT))
     _boxes(figure, left, patches, shape, chi2, "RdBu_r", TwoSlopeNorm(1.0, vmin=0.5, vmax=worst), "{:.2f}")
     image_axes(left, "typical χ² of the sources in a patch")
     numbers = np.array([patch.n_own for patch in patches], float)
@@ -194,8 +196,8 @@ def _boxes(
 def psf_gallery(cells: Sequence[Cell]) -> bytes:
     """Draw the cores of all PSFs, the cells of a band laid out as on the frame."""
     bands = list(dict.fromkeys(cell.band for cell in cells))
-    figure = new_figure(0.98 * WIDTH / 3 * rows_of(len(bands)) + 0.1)
-    for axes, band in zip(panels(figure, len(bands)), bands, strict=True):
+    figure, grid = panels(len(bands), 1.0)
+    for axes, band in zip(grid, bands, strict=True):
         mine = [cell for cell in cells if cell.band == band]
         built = [cell.fwhm for cell in mine if cell.ok]
         _draw_cells(axes, mine, float(np.median(built)) if built else np.nan)
@@ -230,8 +232,8 @@ def _draw_cells(axes: Axes, cells: Sequence[Cell], fwhm: float) -> None:
 def psf_profiles(cells: Sequence[Cell]) -> bytes:
     """Draw the light of each PSF against the distance from its centre, and its growth."""
     bands = list(dict.fromkeys(cell.band for cell in cells if cell.ok))
-    figure = new_figure(WIDTH / 3 * 0.85 * rows_of(len(bands)) + 0.2)
-    for axes, band in zip(panels(figure, len(bands), sharey=True), bands, strict=True):
+    figure, grid = panels(len(bands), 0.85, sharey=True)
+    for axes, band in zip(grid, bands, strict=True):
         for cell in (c for c in cells if c.ok and c.band == band):
             half = cell.stamp.shape[0] // 2
             offsets = (np.arange(cell.stamp.shape[0]) - half) / cell.oversampling

@@ -24,7 +24,7 @@ SOFT: Final = "#8a909c"
 
 WIDTH: Final = 10.2
 """Inches of a figure that fills the page."""
-COLUMNS: Final = 3
+_COLUMNS: Final = 3
 """Panels beside each other."""
 _DPI: Final = 110
 
@@ -49,19 +49,26 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def panels(figure: Figure, number: int, columns: int = COLUMNS, **keywords: Any) -> list[Axes]:
-    """Return ``number`` axes in rows of at most ``columns``."""
-    wide = min(number, columns)
-    high = -(-number // wide)
-    grid = figure.subplots(high, wide, squeeze=False, **keywords).ravel()
+def panels(number: int, height: float, **keywords: Any) -> tuple[Figure, list[Axes]]:
+    """Return a figure of ``number`` panels, three beside each other, and their axes.
+
+    Parameters
+    ----------
+    number
+        At least one.
+    height
+        Of a panel over its width.
+    **keywords
+        For `matplotlib.figure.Figure.subplots`.
+    """
+    columns = min(number, _COLUMNS)
+    rows = -(-number // columns)
+    width = WIDTH * max(columns / _COLUMNS, 0.45)
+    figure = new_figure(rows * height * width / columns + 0.2, width)
+    grid = figure.subplots(rows, columns, squeeze=False, **keywords).ravel()
     for unused in grid[number:]:
         unused.set_visible(False)
-    return list(grid[:number])
-
-
-def rows_of(number: int, columns: int = COLUMNS) -> int:
-    """Return how many rows `panels` makes."""
-    return -(-number // min(number, columns))
+    return figure, list(grid[:number])
 
 
 def tidy(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:

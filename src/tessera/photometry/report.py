@@ -116,10 +116,12 @@ def _field(results: Path, catalog: Catalog, frames: Frames) -> Section:
     if overlay is not None:
         x, y = (np.asarray(catalog[f"{axis}_pix_white"], float) for axis in "xy")
         figures.append(Figure(plot_images.field_image(overlay, x, y, groups), captions.FIELD))
-    text = (
-        f"{np.count_nonzero(fitted)} of {len(catalog)} sources were measured in {len(frames.bands)} bands; "
-        f"{np.count_nonzero(doubtful) or 'none'} of the fits did not end well (fit_quality_issues in the catalog)."
-    )
+    bands = f"{len(frames.bands)} bands" if len(frames.bands) > 1 else "1 band"
+    text = f"{np.count_nonzero(fitted)} of {len(catalog)} sources were measured in {bands}; "
+    if doubtful.any():
+        text += f"{np.count_nonzero(doubtful)} of the fits did not end well (fit_quality_issues in the catalog)."
+    else:
+        text += "all fits ended well."
     return Section("Sources", text, [_counts(catalog, frames, fitted, doubtful)], figures)
 
 
@@ -198,8 +200,8 @@ def _worst(patches: Sequence[PatchRecord]) -> Table:
     columns = ("patch", "pixels x, y", "sources", "in its halo", "median χ²", "largest χ²", "not converged", "sky, σ")
     caption = (
         f"The {len(rows)} patches (of {len(patches)}) whose χ² is furthest from 1; sky: the fitted constant over its "
-        "error in the band where it is largest. Many σ of sky in all patches: the frames are not sky-subtracted "
-        "(job.background.subtract)."
+        "error in the band where it is largest. Many σ in all patches: the sky is not subtracted "
+        "(job.background.subtract); in one: light that no source of the catalog accounts for."
     )
     return Table(columns, rows, caption)
 
@@ -294,7 +296,7 @@ def _psf_table(cells: Sequence[Cell]) -> Table:
         )
         for cell in listed
     ]
-    columns = ("band", "cell", "stars", "FWHM, pix", "1 − b/a", "50 %", "80 %", "90 % light, pix", "why a fallback")
+    columns = ("band", "cell", "stars", "FWHM, pix", "1 − b/a", "50 %", "80 %", "90 % light, pix", "remark")
     caption = "FWHM and 1 − b/a at half of the maximum; then the radii that hold so much of the light."
     if len(listed) < len(cells):
         caption += f" Only cells without a PSF of their own are listed; results/epsf.h5 has all {len(cells)}."
@@ -314,7 +316,7 @@ def _frames(frames: Frames, bands: Sequence[BandFluxes]) -> Section:
                 float(frames.gain[b]),
                 int(frames.n_bad[b]),
                 int(frames.n_saturated[b]),
-                None if deepest is None else f"{deepest:.2f}",
+                None if deepest is None else round(float(deepest), 2),
             )
         )
     columns = ("band", "file", "sky noise", "subtracted sky", "gain", "bad pixels", "saturated pixels", "5 σ depth")
