@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from hpc.job import Arrays, Map, Results, Unit
 from hpc.store.atomic import write_atomically
@@ -163,15 +164,17 @@ class EpsfStage(Map):
         """Build the PSF of one cell."""
         field = self._job.field
         band, cell = cell_keys(field.bands, field.cells)[unit.key]
-        built = build_cell(
-            field.frames.image[band],
-            field.frames.sky_variance[band],
-            float(field.gains[band]),
-            cell,
-            field.catalog.sources,
-            field.analytic_psf(band),
-            field.options.epsf,
-        )
+        # Sums in BLAS depend on its number of threads, and the PSF must not.
+        with threadpool_limits(limits=1, user_api="blas"):
+            built = build_cell(
+                field.frames.image[band],
+                field.frames.sky_variance[band],
+                float(field.gains[band]),
+                cell,
+                field.catalog.sources,
+                field.analytic_psf(band),
+                field.options.epsf,
+            )
         if not built.ok:
             ctx.log.warning("ePSF %s: %s; an analytic or a neighbour's PSF is used", unit.key, built.reason)
         return built.arrays()
