@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 from hpc.schedule import Grant, Queue
 from hpc.stop import Wish
 from hpc.store.atomic import write_json
+from hpc.store.records import sealed
 from hpc.watch.events import Events
 from hpc.watch.progress import Progress, Pulse
 
@@ -123,6 +124,21 @@ class Desk:
         """Add a record to ``events.jsonl``."""
         self.events.emit(name, **facts)
 
+    def save_quarantine(self) -> None:
+        """Write which units are in quarantine and why; remove a file that an earlier attempt left for none.
+
+        Raises
+        ------
+        OSError
+            As raised by the file system.
+        """
+        if self._file is None:
+            return
+        if not self.quarantine:
+            self._file.unlink(missing_ok=True)
+        else:
+            write_json(self._file, {k: sealed(asdict(f)) for k, f in self.quarantine.items()})
+
     def _note(self, wish: Wish) -> None:
         if wish and self.wish != "stop":
             if not self.wish:
@@ -134,8 +150,10 @@ class Desk:
     def _put_in_quarantine(self, failure: UnitFailure) -> None:
         self.quarantine[failure.key] = failure
         self.events.emit("quarantined", unit=failure.key, error=failure.error, rank=failure.rank)
-        if self._file is not None:
-            write_json(self._file, {k: asdict(f) for k, f in self.quarantine.items()})
+        try:
+            self.save_quarantine()
+        except OSError as error:  # the record is written again with the next failure and at the stage's end
+            self.events.emit("warning", text=f"{self._file}: cannot be saved now ({error.strerror})")
 
 
 class DeskThread:

@@ -10,14 +10,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hpc.context import Context
 from hpc.desk import Desk, WorkSource
+from hpc.errors import CorruptFileError
 from hpc.ranks import Ranks
 from hpc.rundir import RunDir
 from hpc.settings import Settings
 from hpc.stop import StopFlag
 from hpc.store.journal import Journal
+from hpc.store.records import read_record
 from hpc.store.writer import Writer
 from hpc.watch.progress import Pulse
 from hpc.whereabouts import Whereabouts
@@ -74,6 +77,15 @@ class Life:
         directory = self.run.stage(stage)
         self.saving = Writer(directory, stage, self.attempt, self.ranks.rank, self.settings.checkpoint, warn)
         return self.saving
+
+    def read_record(self, path: Path, stage: str) -> dict[str, Any] | None:
+        """Return a sealed record of a stage; one that is damaged counts as absent, and that is said."""
+        try:
+            return read_record(path)
+        except CorruptFileError as error:
+            self.source.event("fallback", stage=stage, reason=str(error))
+            self.log.warning("%s", error)
+            return None
 
     def pulse(self) -> Pulse:
         """Return this rank's sign of life."""

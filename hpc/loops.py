@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 from hpc.job import Arrays, Loop
 from hpc.life import Life
-from hpc.store.atomic import write_json
-from hpc.store.generations import Restored, load_newest
+from hpc.store.generations import Restored, clear_away, load_newest
+from hpc.store.records import write_record
 from hpc.store.writer import WriteCost
 
 
@@ -21,7 +21,7 @@ def run_loop(stage: Loop, index: int, life: Life) -> bool:
         False if it was stopped before its state was final; the state is then saved.
     """
     marker = life.run.stage(stage.name) / "complete.json"
-    if life.ranks.bcast(marker.exists() if life.desk else None):
+    if life.ranks.bcast(life.read_record(marker, stage.name) is not None if life.desk else None):
         if life.desk:
             life.desk.progress.skip(index, 0, 0)
         return True
@@ -48,7 +48,7 @@ def run_loop(stage: Loop, index: int, life: Life) -> bool:
         cost = saver.close()
         with life.ctx.timed(f"finish {stage.name}"):
             stage.finish(state, life.ctx)
-        write_json(marker, {"steps": number})
+        write_record(marker, {"steps": number})
         _end(life, stage.name, number, number - first, life.here.busy - busy, cost)
     life.ranks.barrier()
     return True
@@ -107,6 +107,7 @@ def _restore(stage: Loop, life: Life) -> tuple[int, Arrays]:
         for reason in found.fallbacks:
             life.desk.event("fallback", stage=stage.name, reason=reason)
             life.log.warning("%s; going back to the generation before", reason)
+        clear_away(directory, found)
     number = life.ranks.bcast(found.number if found and found.state is not None else -1)
     if number < 0:
         return 0, stage.start(life.ctx)

@@ -17,9 +17,9 @@ from hpc.errors import RankError
 from hpc.job import Arrays, Map, Unit
 from hpc.life import Life
 from hpc.schedule import Queue
-from hpc.store.atomic import write_json
 from hpc.store.journal import Journal, deaths
-from hpc.store.segments import Finished, StoredResults, scan
+from hpc.store.records import unsealed, write_record
+from hpc.store.segments import Finished, StoredResults, scan, set_aside
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class Plan:
     suspects: frozenset[str] = frozenset()
     quarantine: Mapping[str, UnitFailure] = field(default_factory=dict)
     complete: bool = False
+    home: Mapping[str, str] = field(default_factory=dict)
 
 
 def run_map(stage: Map, index: int, life: Life) -> bool:
@@ -44,7 +45,7 @@ def run_map(stage: Map, index: int, life: Life) -> bool:
     directory = life.run.stage(stage.name)
     plan = life.ranks.bcast(_plan(stage, directory, life) if life.desk else None)
     if plan.complete:
-        _publish(stage, directory, life)
+        life.homes[stage.name] = plan.home
         if life.desk:
             life.desk.progress.skip(index, len(plan.units), len(plan.quarantine))
         return True
@@ -53,10 +54,10 @@ def run_map(stage: Map, index: int, life: Life) -> bool:
     life.ranks.barrier()
     cost = _work(stage, directory, life)
     costs = life.ranks.gather(cost)
-    stopped = life.agree_to_stop() and bool(life.ranks.bcast(_unfinished(plan, directory, life.desk)))
-    if stopped:
+    # Every rank is told where each unit's result lies, so that none depends on its own view of the directory.
+    home = life.homes[stage.name] = life.ranks.bcast(scan(directory).home if life.desk else None)
+    if life.agree_to_stop() and life.ranks.bcast(bool(_missing(plan, home, life.desk)) if life.desk else None):
         return False
-    _publish(stage, directory, life)
     if life.desk:
         assert costs is not None  # noqa: S101 - rank 0 gathers
         _complete(stage, directory, plan, life.desk, life, costs)
@@ -73,15 +74,15 @@ def _plan(stage: Map, directory: Path, life: Life) -> Plan:
         twice = sorted({u.key for u in units if sum(v.key == u.key for v in units) > 1})[:3]
         msg = f"stage {stage.name} lists a unit twice: {', '.join(twice)}; unit keys must be unique"
         raise RankError(msg)
-    quarantine = {k: UnitFailure(**r) for k, r in _load_json(directory / "quarantine.json").items() if k in keys}
-    if (directory / "complete.json").exists():
-        return Plan(units, quarantine=quarantine, complete=True)
-    found = scan(directory)
-    for damage in found.damaged:
+    quarantine = {k: f for k, f in _read_quarantine(directory, stage.name, life).items() if k in keys}
+    found = scan(directory, whole=life.attempt > 1)
+    for name, damage in found.damaged.items():
         life.source.event("fallback", stage=stage.name, reason=damage)
         life.log.warning("%s: its units are run again", damage)
-        bad = directory / Path(damage.split(":", 1)[0]).name
-        bad.rename(bad.with_name(f"damaged-{bad.name}"))
+        set_aside(directory, name)
+    complete = life.read_record(directory / "complete.json", stage.name) is not None
+    if complete and keys <= found.home.keys() | quarantine.keys():
+        return Plan(units, quarantine=quarantine, complete=True, home=found.home)
     died = {k: n for k, n in deaths(directory).items() if k in keys and k not in found.home}
     limit = life.settings.engine.max_unit_deaths
     for key, count in died.items():
@@ -99,12 +100,11 @@ def _death(key: str, count: int, attempt: int) -> UnitFailure:
 
 def _open_desk(desk: Desk, plan: Plan, index: int, directory: Path, life: Life) -> None:
     restored = len(plan.units) - len(plan.todo) - len(plan.quarantine)
-    file = directory / "quarantine.json"
-    if plan.quarantine:
-        write_json(file, {k: asdict(f) for k, f in plan.quarantine.items()})
     desk.progress.begin(index, len(plan.units), restored, len(plan.quarantine))
     desk.event("stage_start", stage=life.here.stage, units=len(plan.units), restored=restored)
+    file = directory / "quarantine.json"
     desk.open(Queue(plan.todo, life.ranks.size, plan.suspects), dict(plan.quarantine), file)
+    desk.save_quarantine()
 
 
 def _work(stage: Map, directory: Path, life: Life) -> dict[str, Any]:
@@ -197,20 +197,13 @@ def _checked(arrays: Arrays, unit: Unit) -> Arrays:
     return result
 
 
-def _unfinished(plan: Plan, directory: Path, desk: Desk | None) -> int:
-    if desk is None:
-        return 0
-    return len({u.key for u in plan.units} - set(scan(directory).home) - set(desk.quarantine))
-
-
-def _publish(stage: Map, directory: Path, life: Life) -> None:
-    """Tell every rank where each unit's result lies, so that none depends on its view of the directory."""
-    life.homes[stage.name] = life.ranks.bcast(scan(directory).home if life.desk else None)
+def _missing(plan: Plan, home: Mapping[str, str], desk: Desk) -> set[str]:
+    return {u.key for u in plan.units} - home.keys() - desk.quarantine.keys()
 
 
 def _complete(stage: Map, directory: Path, plan: Plan, desk: Desk, life: Life, costs: list[dict[str, Any]]) -> None:
     home = life.homes[stage.name]
-    missing = {u.key for u in plan.units} - set(home) - set(desk.quarantine)
+    missing = _missing(plan, home, desk)
     if missing:
         msg = (
             f"stage {stage.name}: {len(missing)} units were computed but cannot be read back, e.g. {min(missing)}; "
@@ -220,7 +213,8 @@ def _complete(stage: Map, directory: Path, plan: Plan, desk: Desk, life: Life, c
     keys = {u.key for u in plan.units}
     with life.ctx.timed(f"merge {stage.name}"):
         stage.merge(StoredResults(directory, {k: f for k, f in home.items() if k in keys}), life.ctx)
-    write_json(
+    desk.save_quarantine()
+    write_record(
         directory / "complete.json",
         {
             "units": len(plan.units),
@@ -232,9 +226,19 @@ def _complete(stage: Map, directory: Path, plan: Plan, desk: Desk, life: Life, c
     desk.event("stage_end", stage=stage.name, seconds=seconds, units=len(plan.units), ranks=costs)
 
 
-def _load_json(path: Path) -> dict[str, Any]:
+def _read_quarantine(directory: Path, stage: str, life: Life) -> dict[str, UnitFailure]:
+    """Return the units an earlier attempt gave up; a damaged record is forgotten, and its unit tried again."""
+    found = {}
     try:
-        value = json.loads(path.read_bytes())
+        records = json.loads((directory / "quarantine.json").read_bytes())
+        for key, record in records.items():
+            failure = UnitFailure(**unsealed(record))
+            if failure.key == key:
+                found[key] = failure
     except FileNotFoundError:
         return {}
-    return value if isinstance(value, dict) else {}
+    except (OSError, ValueError, AttributeError) as error:
+        reason = f"{directory / 'quarantine.json'}: is damaged ({error}); the units that cannot be read are tried again"
+        life.source.event("fallback", stage=stage, reason=reason)
+        life.log.warning("%s", reason)
+    return found

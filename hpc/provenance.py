@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
+import logging
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import hpc
+from hpc.errors import CorruptFileError, RunDirError
 from hpc.rundir import FORMAT, RunDir
-from hpc.store.atomic import write_json
+from hpc.store.records import read_record, write_record
+
+_ATTEMPT_FILE: Final = re.compile(r"(?:damaged-)?(?:seg|begun)-(\d+)-.*")
 
 _PACKAGES: Final = (
     "numpy",
@@ -41,14 +46,30 @@ def record_attempt(run: RunDir, config_hash: str, size: int, threads: int) -> in
     Returns
     -------
     int
-        The attempt's number, 1 for the first.
+        The attempt's number, 1 for the first. It is above that of every file in ``checkpoints`` even if the record
+        was lost: files are named after it, and none may take the place of another.
+
+    Raises
+    ------
+    hpc.errors.RunDirError
+        If the configuration is not the one that earlier attempts worked with.
     """
     try:
-        record = json.loads(run.provenance_file.read_bytes())
-    except (OSError, ValueError):
+        record = read_record(run.provenance_file) or {}
+    except CorruptFileError as error:
+        logging.getLogger("tessera").warning("%s; it was set aside and a new one begun", error)
+        run.provenance_file.replace(run.path / "damaged-provenance.json")
         record = {}
-    attempts = [*record.get("attempts", []), _attempt(config_hash, size, threads)]
-    write_json(
+    before = record.get("attempts", [])
+    if before and before[-1]["config_hash"] != config_hash:
+        msg = (
+            f"{run.config_file}: is not the configuration that this run was started with (its job or seed changed, or "
+            "the file is damaged); restore it, or start a new run with the same command and another run.dir"
+        )
+        raise RunDirError(msg)
+    number = 1 + max([len(before), *(int(n) for n in _numbers(run))])
+    attempts = [*before, {"number": number, **_attempt(config_hash, size, threads)}]
+    write_record(
         run.provenance_file,
         {
             "format": FORMAT,
@@ -57,7 +78,15 @@ def record_attempt(run: RunDir, config_hash: str, size: int, threads: int) -> in
             "attempts": attempts,
         },
     )
-    return len(attempts)
+    return number
+
+
+def _numbers(run: RunDir) -> Iterator[str]:
+    """Yield the attempts' numbers in file names such as ``seg-0002-00000-000001.h5``."""
+    for path in (run.path / "checkpoints").glob("*/*-*"):
+        match = _ATTEMPT_FILE.fullmatch(path.name)
+        if match:
+            yield match[1]
 
 
 def _attempt(config_hash: str, size: int, threads: int) -> dict[str, Any]:

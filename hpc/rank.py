@@ -65,6 +65,8 @@ def _run(path: Path, config: dict[str, Any], ranks: Ranks, budget: int, here: Wh
 
 def _log_to(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    # On a full disk a line of the log is lost; a complaint on stderr would end mpiexec, whose output is a file too.
+    logging.raiseExceptions = False
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()

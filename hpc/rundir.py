@@ -16,8 +16,9 @@ from typing import Any, Final
 import yaml
 
 import hpc
-from hpc.errors import ChangedConfigError, RunDirError
+from hpc.errors import ChangedConfigError, CorruptFileError, RunDirError
 from hpc.store.lock import refuse_if_held
+from hpc.store.records import read_record
 
 FORMAT: Final = 1
 """Of the layout below; a run of another format is not touched."""
@@ -167,8 +168,10 @@ class RunDir:
             With both versions and the remedy.
         """
         try:
-            made = json.loads(self.provenance_file.read_bytes())
-        except (OSError, ValueError):
+            made = read_record(self.provenance_file)
+        except CorruptFileError:  # who made it cannot be told; the ranks say so and begin a new record
+            return
+        if made is None:
             return
         layout, version = made.get("format"), made.get("version")
         if layout != FORMAT or (version != hpc.__version__ and not any_version):
@@ -202,20 +205,28 @@ class RunDir:
         """Let quarantined units be tried again; return how many there were.
 
         Stages after the first affected one were computed from incomplete results: they are run anew.
+
+        Raises
+        ------
+        hpc.errors.RunDirError
+            If the order of the stages is not known because ``progress.json`` is damaged.
         """
         records = self.quarantined()
         order = [s["name"] for s in (self.read_progress() or {}).get("stages", [])]
-        for stage in records:
-            directory = self.stage(stage)
-            for stale in (
-                directory / "complete.json",
-                directory / "quarantine.json",
-                *directory.glob("begun-*.txt"),
-            ):
-                stale.unlink(missing_ok=True)
+        if not records.keys() <= set(order):
+            msg = (
+                f"{self.progress_file}: is missing or damaged, so the stages after {min(records)} are not known; "
+                f"resume once without --retry-failed, which writes it anew"
+            )
+            raise RunDirError(msg)
+        # The quarantine goes last: killed in between, this can be done again, and nothing stale passes for complete.
         affected = [i for i, name in enumerate(order) if name in records]
         for later in order[min(affected, default=len(order)) + 1 :]:
             shutil.rmtree(self.stage(later), ignore_errors=True)
+        for stage in records:
+            directory = self.stage(stage)
+            for stale in (directory / "complete.json", *directory.glob("begun-*.txt"), directory / "quarantine.json"):
+                stale.unlink(missing_ok=True)
         return sum(len(r) for r in records.values())
 
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from hpc.errors import CorruptFileError
 from hpc.job import Arrays
 from hpc.store.faults import reached
+from hpc.store.guarded import new_hdf5
 
 TEMPORARY: Final = ".tmp-"
 """Marks temporary names; anything holding it may be deleted when no process works in the directory."""
@@ -30,8 +31,6 @@ TEMPORARY: Final = ".tmp-"
 _CHUNK_BYTES: Final = 1 << 20
 _SLICE_CHUNKS: Final = 8
 """Chunks written at a time: h5py holds one lock for all files, and a reader in another thread waits for it."""
-LIBVER: Final = ("v110", "v110")
-"""Checksummed metadata, and readable by every HDF5 since 1.10 (2016)."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -44,19 +43,19 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """
     temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
-        reached("begin")
+        reached("begin", path)
         write(temporary)
-        reached("written")
+        reached("written", path)
         _fsync(temporary)
-        reached("synced")
+        reached("synced", path)
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
-    reached("renamed")
+    reached("renamed", path)
     _fsync(path.parent)
-    reached("durable")
+    reached("durable", path)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -103,11 +102,11 @@ def write_hdf5(path: Path, arrays: Arrays, attributes: Mapping[str, object]) -> 
     """
 
     def write(temporary: Path) -> None:
-        with h5py.File(temporary, "w", libver=LIBVER, locking=False) as file:
+        with new_hdf5(temporary) as file:
             text = np.frombuffer(json.dumps(dict(attributes), sort_keys=True).encode(), np.uint8)
-            _put(file, "attributes.json", text)
+            _put(file, "attributes.json", text, path)
             for name, array in arrays.items():
-                _put(file, f"arrays/{name}", np.asarray(array))
+                _put(file, f"arrays/{name}", np.asarray(array), path)
 
     write_atomically(path, write)
 
@@ -167,7 +166,7 @@ def remove_temporaries(directory: Path) -> list[Path]:
     return left
 
 
-def _put(file: h5py.File, name: str, array: NDArray[Any]) -> None:
+def _put(file: h5py.File, name: str, array: NDArray[Any], path: Path) -> None:
     if array.dtype.hasobject:
         msg = f"array {name!r} holds Python objects; only numbers and text can be saved"
         raise TypeError(msg)
@@ -184,7 +183,7 @@ def _put(file: h5py.File, name: str, array: NDArray[Any]) -> None:
         dataset.attrs["text"] = True
     for start in range(0, flat.size, chunk * _SLICE_CHUNKS):
         dataset[start : start + chunk * _SLICE_CHUNKS] = flat[start : start + chunk * _SLICE_CHUNKS]
-        reached("slice")
+        reached("slice", path)
 
 
 def _write_all(path: Path, content: bytes) -> None:

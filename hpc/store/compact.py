@@ -7,6 +7,7 @@ datasets: a hundred thousand small units cost a second, not a hundred thousand H
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc.store.atomic import LIBVER, write_atomically
+from hpc.store.atomic import write_atomically
+from hpc.store.guarded import new_hdf5
 from hpc.store.segments import Column, read_columns
 
 _Kind = tuple[str, str, int]
@@ -50,10 +52,14 @@ def compact(directory: Path, home: Mapping[str, str], path: Path) -> None:
     targets = _targets(directory, members)
 
     def write(temporary: Path) -> None:
-        with h5py.File(temporary, "w", libver=LIBVER, locking=False) as file:
+        with new_hdf5(temporary) as file:
             file["keys"] = np.array([k.encode() for k in keys]) if keys else np.zeros(0, "S1")
             for target in targets.values():
                 target.create(file, keys)
+        with temporary.open(
+            "r+b"
+        ) as file:  # a full disk is an error here; in the mapped pages below it would be a death
+            os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
         maps = {kind: target.open(temporary) for kind, target in targets.items() if target.size}
         for name, wanted in sorted(members.items()):
             for column in read_columns(directory / name)[1]:

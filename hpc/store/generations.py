@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 
 from hpc.errors import CorruptFileError
 from hpc.job import Arrays
-from hpc.store.atomic import read_hdf5, sha256, write_hdf5, write_json
+from hpc.store.atomic import read_hdf5, sha256, write_hdf5
 from hpc.store.faults import reached
+from hpc.store.records import unsealed, write_record
 
 SCHEMA: Final = 1
 
@@ -35,11 +37,14 @@ class Restored:
         The arrays, None if there is no usable generation.
     fallbacks
         Why newer generations were passed over, one sentence each.
+    damaged
+        Their commit records.
     """
 
     number: int = 0
     state: dict[str, NDArray[Any]] | None = None
     fallbacks: list[str] = field(default_factory=list)
+    damaged: list[Path] = field(default_factory=list)
 
 
 def save_generation(directory: Path, number: int, state: Arrays, facts: Mapping[str, object], keep: int) -> None:
@@ -60,25 +65,42 @@ def save_generation(directory: Path, number: int, state: Arrays, facts: Mapping[
         "size": data.stat().st_size,
         "sha256": sha256(data),
     }
-    reached("before-commit")
-    write_json(data.with_suffix(".json"), record)
-    reached("before-retention")
+    reached("before-commit", data)
+    write_record(data.with_suffix(".json"), record)
+    reached("before-retention", data)
     for old in sorted(directory.glob("gen-*.json"))[:-keep]:
         old.unlink(missing_ok=True)  # the record first: what has no record is not trusted
+        reached("half-retired", old)
         old.with_suffix(".h5").unlink(missing_ok=True)
 
 
 def load_newest(directory: Path) -> Restored:
     """Return the newest generation that verifies."""
     fallbacks: list[str] = []
+    damaged: list[Path] = []
     for record_path in sorted(directory.glob("gen-*.json"), reverse=True):
         try:
             number, state = load_generation(record_path)
         except CorruptFileError as error:
             fallbacks.append(str(error))
+            damaged.append(record_path)
             continue
-        return Restored(number, state, fallbacks)
-    return Restored(fallbacks=fallbacks)
+        return Restored(number, state, fallbacks, damaged)
+    return Restored(fallbacks=fallbacks, damaged=damaged)
+
+
+def clear_away(directory: Path, found: Restored) -> None:
+    """Set damaged generations aside and delete uncommitted ones; only the holder of the run's lock may call this.
+
+    Left in place, a damaged generation would count as one of those that retention keeps.
+    """
+    for record in found.damaged:
+        for path in (record, record.with_suffix(".h5")):
+            with suppress(FileNotFoundError):
+                path.rename(path.with_name(f"damaged-{path.name}"))
+    for data in directory.glob("gen-*.h5"):
+        if not data.with_suffix(".json").exists():
+            data.unlink()
 
 
 def load_generation(record_path: Path) -> tuple[int, dict[str, NDArray[Any]]]:
@@ -90,7 +112,7 @@ def load_generation(record_path: Path) -> tuple[int, dict[str, NDArray[Any]]]:
         If the record or its file is missing or damaged, or of another schema.
     """
     try:
-        record = json.loads(record_path.read_bytes())
+        record = unsealed(json.loads(record_path.read_bytes()))
         data = directory_file(record_path.parent, str(record["file"]))
         schema, size, digest, number = (
             record["schema"],
@@ -113,7 +135,10 @@ def load_generation(record_path: Path) -> tuple[int, dict[str, NDArray[Any]]]:
     if not intact:
         msg = f"{data}: does not match its commit record ({actual} bytes, {size} recorded, or another SHA-256)"
         raise CorruptFileError(msg)
-    state, _ = read_hdf5(data)
+    state, attributes = read_hdf5(data)
+    if not number == attributes["number"] == int(record_path.stem.removeprefix("gen-")):
+        msg = f"{record_path}: speaks of generation {number}, its file of {attributes['number']}; one was misplaced"
+        raise CorruptFileError(msg)
     return number, state
 
 

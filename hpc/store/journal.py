@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -21,15 +22,20 @@ class Journal:
 
     def begin(self, key: str) -> None:
         """Note that the unit is about to run."""
-        os.write(self._descriptor, f"+{key}\n".encode())
+        self._write(f"+{key}\n")
 
     def end(self, key: str) -> None:
         """Note that the unit came back, with a result or an exception, or was given up in good order."""
-        os.write(self._descriptor, f"-{key}\n".encode())
+        self._write(f"-{key}\n")
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
+
+    def _write(self, line: str) -> None:
+        # On a full disk a death goes uncounted, which costs one more attempt; failing here would cost the run.
+        with suppress(OSError):
+            os.write(self._descriptor, line.encode())
 
 
 def deaths(directory: Path) -> Counter[str]:
@@ -37,7 +43,7 @@ def deaths(directory: Path) -> Counter[str]:
     count: Counter[str] = Counter()
     for path in sorted(directory.glob("begun-*.txt")):
         open_units: set[str] = set()
-        for line in path.read_text(errors="replace").splitlines():
+        for line in path.read_text(errors="replace").split("\n")[:-1]:  # what has no line end was cut short
             if line.startswith("+"):
                 open_units.add(line[1:])
             elif line.startswith("-"):

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -167,26 +168,36 @@ class Scan:
     doubled
         Keys found in more than one segment.
     damaged
-        One explanation per unreadable segment; its units count as not done.
+        Why each unreadable segment cannot be read, by file name; its units count as not done.
     """
 
-    home: dict[str, str]
-    seconds: dict[str, float]
-    doubled: list[str]
-    damaged: list[str]
+    home: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    doubled: list[str] = field(default_factory=list)
+    damaged: dict[str, str] = field(default_factory=dict)
 
 
-def scan(directory: Path) -> Scan:
-    """Read the keys of all segments of a stage."""
-    found = Scan({}, {}, [], [])
+def scan(directory: Path, *, whole: bool = False) -> Scan:
+    """Read the keys of all segments of a stage.
+
+    Parameters
+    ----------
+    directory
+        The stage's folder.
+    whole
+        Read every array too and so verify its checksums: what a resume does before it trusts another attempt's files.
+    """
+    found = Scan()
     for path in sorted(directory.glob("seg-*.h5")):
         try:
             with open_hdf5(path) as (group, attributes):
                 _check(path, attributes)
                 keys = [str(k) for k in read_array(group["keys"])]
                 seconds = read_array(group["seconds"]).tolist()
+                if whole:
+                    _read_all(group)
         except CorruptFileError as error:
-            found.damaged.append(str(error))
+            found.damaged[path.name] = str(error)
             continue
         for key, took in zip(keys, seconds, strict=True):
             if key in found.home:
@@ -195,6 +206,21 @@ def scan(directory: Path) -> Scan:
                 found.home[key] = path.name
                 found.seconds[key] = took
     return found
+
+
+def set_aside(directory: Path, name: str) -> None:
+    """Rename a damaged segment, so that it is not scanned again; only the holder of the run's lock may call this."""
+    (directory / name).rename(directory / f"damaged-{name}")
+
+
+def _read_all(group: h5py.Group) -> None:
+    """Let HDF5 compare every checksum."""
+
+    def visit(_: str, node: object) -> None:
+        if isinstance(node, h5py.Dataset):
+            node[()]
+
+    group.visititems(visit)
 
 
 class StoredResults:

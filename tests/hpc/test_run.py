@@ -14,6 +14,7 @@ from conftest import rank_command, rank_environment, start_toy
 
 from hpc.errors import ChangedConfigError, LockedError, RunDirError
 from hpc.rundir import RunDir
+from hpc.store.records import read_record, write_record
 
 pytestmark = pytest.mark.mpi
 
@@ -219,11 +220,11 @@ def test_a_changed_config_is_refused_with_the_difference(toy, tmp_path):
 
 def test_a_run_of_another_version_is_refused(toy):
     run = toy(units=4)
-    provenance = run.json("provenance.json")
-    (run.path / "provenance.json").write_text(json.dumps({**provenance, "version": "0.0.1"}))
+    provenance = read_record(run.path / "provenance.json")
+    write_record(run.path / "provenance.json", {**provenance, "version": "0.0.1"})
     with pytest.raises(RunDirError, match=r"0\.0\.1.*pip install"):
         start_toy(run.path, units=4)
-    (run.path / "provenance.json").write_text(json.dumps({**provenance, "format": 99}))
+    write_record(run.path / "provenance.json", {**provenance, "format": 99})
     with pytest.raises(RunDirError, match="format 99"):
         start_toy(run.path, units=4)
 

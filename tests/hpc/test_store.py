@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hpc.errors import CorruptFileError, LockedError
-from hpc.store import atomic, generations, journal, lock, segments
+from hpc.store import atomic, generations, journal, lock, records, segments
 
 ARRAYS = {
     "scalar": np.float64(np.pi),
@@ -117,7 +117,7 @@ def test_scan_reports_doubled_units_and_damage(tmp_path):
     assert found.home == {"a": "seg-1.h5", "b": "seg-2.h5"}
     assert found.doubled == ["a"]
     assert len(found.damaged) == 1
-    assert "seg-3.h5" in found.damaged[0]
+    assert "seg-3.h5" in found.damaged["seg-3.h5"]
 
 
 def save(directory, number, value, keep=2):
@@ -150,9 +150,9 @@ def test_falling_back_says_which_and_why(tmp_path, damage):
     elif damage == "bad record":
         record.write_text("{")
     elif damage == "schema":
-        record.write_text(json.dumps({**json.loads(record.read_text()), "schema": 99}))
+        record.write_text(json.dumps(records.sealed({**records.read_record(record), "schema": 99})))
     else:
-        record.write_text(json.dumps({**json.loads(record.read_text()), "file": "../gen-00000001.h5"}))
+        record.write_text(json.dumps(records.sealed({**records.read_record(record), "file": "../gen-00000001.h5"})))
     found = generations.load_newest(tmp_path)
     assert (found.number, found.state["x"][0]) == (1, 1.0)
     if damage != "no record":  # an uncommitted generation is not a fallback, it never happened

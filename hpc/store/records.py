@@ -1,0 +1,65 @@
+"""Small JSON records that tell when they are damaged: each carries a digest of itself.
+
+What a resume believes without looking further (a stage is complete, a unit is in quarantine, a generation is
+committed) is written this way. A flipped bit in such a file is then noticed, and the record counts as absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from hpc.errors import CorruptFileError
+from hpc.store.atomic import write_json
+
+_SEAL: Final = "digest"
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record with a digest of its content."""
+    return {**record, _SEAL: _digest(record)}
+
+
+def unsealed(record: object) -> dict[str, Any]:
+    """Return the content of a sealed record.
+
+    Raises
+    ------
+    ValueError
+        If it is none, or does not match its digest.
+    """
+    content = {k: v for k, v in record.items() if k != _SEAL} if isinstance(record, dict) else {}
+    if not isinstance(record, dict) or record.get(_SEAL) != _digest(content):
+        msg = "it does not match its own digest"
+        raise ValueError(msg)
+    return content
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a sealed record atomically and durably."""
+    write_json(path, sealed(record))
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return what `write_record` wrote, None if there is no such file.
+
+    Raises
+    ------
+    hpc.errors.CorruptFileError
+        If the file is damaged.
+    """
+    try:
+        return unsealed(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        msg = f"{path}: the record is damaged ({error}) and counts as absent"
+        raise CorruptFileError(msg) from error
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    canonical = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
