@@ -144,7 +144,7 @@ class Desk:
             if not self.wish:
                 self.progress.state = "stopping"
                 self.events.emit("stop", wish=wish)
-            self.wish = wish
+            self.wish = self.progress.wish = wish
             self._queue.stop()
 
     def _put_in_quarantine(self, failure: UnitFailure) -> None:

@@ -45,7 +45,7 @@ class Grace:
         self._life.stop.raised.wait()
         if self._life.saving is not None:
             self._life.saving.flush()
-        if not self._left.wait(self._life.settings.engine.grace):
+        if not self._left.wait(self._life.settings.grace):
             self._leave()
 
     def _leave(self) -> None:

@@ -60,7 +60,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "job") -> T:
     ----------
     cls
         The dataclass. Supported fields: bool, int, float, str, ``Path``, ``Literal``, ``tuple[T, ...]``,
-        ``tuple[A, B]``, ``dict[str, T]``, ``T | None``, nested dataclasses and ``Annotated[T, Range(…)]``.
+        ``tuple[A, B]``, ``dict[str, T]``, ``T | None``, nested dataclasses, unions of these told apart by a
+        ``Literal`` field of one word, and ``Annotated[T, Range(…)]``.
     values
         Plain mapping, as read from YAML. Missing keys take the dataclass's default.
     where
@@ -112,7 +113,7 @@ def _absolute(hint: Any, value: Any, base: Path) -> Any:
         arms = get_args(hint)
         if any(value in get_args(a) for a in arms if get_origin(a) is Literal):
             return value  # a word such as "auto", not a path
-        for arm in arms:
+        for arm in _sections(arms, value) or arms:
             value = _absolute(arm, value, base)
         return value
     if hint is Path and isinstance(value, str):
@@ -196,7 +197,7 @@ def _convert_union(
     if value is None and type(None) in arms:
         return None
     wrongs = []
-    for arm in arms:
+    for arm in _sections(arms, value) or arms:
         if arm is type(None):
             continue
         hint = typing.Annotated[arm, bounds] if bounds is not None and get_origin(arm) is not Literal else arm
@@ -205,6 +206,21 @@ def _convert_union(
         except _WrongValueError as wrong:
             wrongs.append(str(wrong))
     raise _WrongValueError("; or ".join(wrongs) + ("; or null" if type(None) in arms else ""))
+
+
+def _sections(arms: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
+    """Return the section of a union of sections that a mapping is meant to be; nothing if that is not the question.
+
+    Sections are told apart by a ``Literal`` field with a single word, such as ``launcher: slurm``.
+    """
+    sections = tuple(arm for arm in arms if dataclasses.is_dataclass(arm))
+    if not sections or not isinstance(value, Mapping):
+        return ()
+    for section in sections:
+        marks = {k: get_args(h) for k, h in typing.get_type_hints(section).items() if get_origin(h) is Literal}
+        if all(value[k] in words for k, words in marks.items() if k in value and len(words) == 1):
+            return (section,)
+    return sections[:1]
 
 
 def _convert_literal(valid: tuple[Any, ...], value: Any) -> Any:

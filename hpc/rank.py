@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc import threads
-from hpc.errors import EXIT_BAD_INPUT, EXIT_FAILED, LockedError, TesseraError
+from hpc.errors import EXIT_BAD_INPUT, EXIT_FAILED, LockedError, RunDirError, TesseraError
+from hpc.stop import StopFlag, listen
 from hpc.whereabouts import Whereabouts
 
 if TYPE_CHECKING:
@@ -33,26 +34,36 @@ def main(arguments: list[str] | None = None) -> int:
     path = Path(arguments[0]).absolute()
     ranks = None
     here = Whereabouts()
+    flag = StopFlag()
     try:
-        config = _config(path)
+        listen(flag)  # before anything that takes time: a signal must not kill a rank that is still importing
+        config, problem = _config(path)
         budget = threads.budget(config.get("cluster", {}).get("threads_per_process", "auto"))
         threads.set_environment(budget)
         from hpc.ranks import world
+        from hpc.sharing import require_shared
 
         ranks = world()
+        require_shared(path, ranks)
+        if problem is not None:
+            raise problem  # noqa: TRY301 - the ranks had to meet first
         _log_to(path / "logs" / f"rank-{ranks.rank:05d}.log")
-        return _run(path, config, ranks, budget, here)
+        return _run(path, config, ranks, budget, here, flag)
     except BaseException as error:  # noqa: BLE001 - any way out of here must take the other ranks along
         return _fail(path, ranks, error, here)
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _config(path: Path) -> tuple[dict[str, Any], RunDirError | None]:
+    """Return the configuration, or what is wrong with it."""
     from hpc.rundir import RunDir
 
-    return RunDir.open(path).load_config()
+    try:
+        return RunDir.open(path).load_config(), None
+    except RunDirError as error:
+        return {}, error
 
 
-def _run(path: Path, config: dict[str, Any], ranks: Ranks, budget: int, here: Whereabouts) -> int:
+def _run(path: Path, config: dict[str, Any], ranks: Ranks, budget: int, here: Whereabouts, flag: StopFlag) -> int:
     from hpc.load import load_job
     from hpc.options import build
     from hpc.run import run_job
@@ -60,7 +71,7 @@ def _run(path: Path, config: dict[str, Any], ranks: Ranks, budget: int, here: Wh
     from hpc.settings import Settings
 
     settings = build(Settings, config, "config")
-    return run_job(load_job(settings.job), RunDir(path), settings, ranks, budget, here)
+    return run_job(load_job(settings.job), RunDir(path), settings, ranks, budget, here, flag)
 
 
 def _log_to(path: Path) -> None:

@@ -240,8 +240,8 @@ def world() -> Ranks:
     if ranks.size != expected:
         msg = (
             f"{expected} ranks were started but this one sees a world of {ranks.size}: the launcher and MPI "
-            "do not speak the same PMI. With the bundled MPICH use srun --mpi=pmi2 (or export SLURM_MPI_TYPE=pmi2), "
-            "with Open MPI 5 use --mpi=pmix; `tessera doctor` tries them"
+            "do not speak the same PMI. With the bundled MPICH set cluster.mpi=pmi2 (in a script of your own: "
+            "srun --mpi=pmi2), with Open MPI 5 pmix; `tessera doctor` tries them"
         )
         raise LaunchError(msg)
     return ranks

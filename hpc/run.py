@@ -33,7 +33,15 @@ _SCREEN: Final = 0.5
 """Seconds between two states of the progress file: what a watching person sees as live."""
 
 
-def run_job(job: Job, run: RunDir, settings: Settings, ranks: Ranks, budget: int, here: Whereabouts) -> int:
+def run_job(
+    job: Job,
+    run: RunDir,
+    settings: Settings,
+    ranks: Ranks,
+    budget: int,
+    here: Whereabouts,
+    flag: StopFlag | None = None,
+) -> int:
     """Run a job on all ranks. Collective.
 
     Parameters
@@ -50,14 +58,17 @@ def run_job(job: Job, run: RunDir, settings: Settings, ranks: Ranks, budget: int
         Threads of each rank.
     here
         Kept up to date, so that the caller can say where this rank was if it fails.
+    flag
+        Already listening to the stop signals; None begins to listen now.
 
     Returns
     -------
     int
         Exit code, the same on every rank: 0 done, 3 done but with quarantined units, 75 stopped and resumable.
     """
-    flag = StopFlag()
-    listen(flag)
+    if flag is None:
+        flag = StopFlag()
+        listen(flag)
     lock = _lock(run, ranks)
     try:
         life = _begin(run, settings, ranks, budget, flag, here)

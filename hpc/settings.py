@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from hpc.options import Range
 
+_LIMIT = re.compile(r"(?:(?P<days>\d+)-)?(?:(?P<hours>\d+):)?(?P<minutes>\d+):(?P<seconds>\d\d)")
 _STEPS = re.compile(r"([1-9][0-9]*) ?(?:steps?|units?)")
 
 
@@ -54,8 +55,8 @@ class CheckpointSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterSettings:
-    """Where and with how much the ranks run."""
+class LocalCluster:
+    """Ranks on this machine."""
 
     launcher: Literal["local"] = "local"
     ranks: Annotated[int, Range(ge=1)] | Literal["auto"] = 1
@@ -64,12 +65,90 @@ class ClusterSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SlurmCluster:
+    """Ranks of a SLURM job; what is null is left to the site's defaults."""
+
+    launcher: Literal["slurm"] = "slurm"
+    nodes: Annotated[int, Range(ge=1)] = 1
+    ranks_per_node: Annotated[int, Range(ge=1)] = 1
+    threads_per_process: Annotated[int, Range(ge=1)] = 1
+    mem: str | None = None
+    mem_per_cpu: str | None = None
+    gres: str | None = None
+    gpus_per_node: Annotated[int, Range(ge=1)] | None = None
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    reservation: str | None = None
+    exclude: str | None = None
+    nodelist: str | None = None
+    nice: int | None = None
+    time: str | None = None
+    mail_user: str | None = None
+    mail_type: str | None = None
+    comment: str | None = None
+    after: int | Path | None = None
+    dependency: str | None = None
+    signal_delay: Annotated[int, Range(ge=1, le=65535)] = 90
+    max_requeues: Annotated[int, Range(ge=0)] = 20
+    array_parallelism: Annotated[int, Range(ge=1)] | None = None
+    mpi: Literal["pmi2", "pmix", "cray_shasta", "none", "mpiexec"] = "pmi2"
+    python: str | None = None
+    setup: tuple[str, ...] = ()
+    sbatch: dict[str, str | int | bool] = field(default_factory=dict)
+    srun: tuple[str, ...] = ()
+    dry_run: bool = False
+    wait: bool = False
+
+    def __post_init__(self) -> None:
+        if self.time is not None and self.minutes is None:
+            msg = f"time: {self.time!r} is no limit; write '4:00:00' (hours), '2-12:00:00' (days) or '90:00' (minutes)"
+            raise ValueError(msg)
+        if self.minutes is not None and self.minutes * 60 <= self.signal_delay:
+            msg = (
+                f"time: {self.time} is over before there is time to save; it must be longer than signal_delay "
+                f"({self.signal_delay} s)"
+            )
+            raise ValueError(msg)
+        if self.mem is not None and self.mem_per_cpu is not None:
+            msg = "mem and mem_per_cpu exclude each other; set one of them to null"
+            raise ValueError(msg)
+
+    @property
+    def ranks(self) -> int:
+        """Ranks on all nodes."""
+        return self.nodes * self.ranks_per_node
+
+    @property
+    def minutes(self) -> int | None:
+        """The time limit, rounded up to what SLURM counts in; None if the partition's default applies."""
+        match = _LIMIT.fullmatch(self.time or "")
+        if match is None:
+            return None
+        parts = match.groupdict(default="0")
+        hours = 24 * int(parts["days"]) + int(parts["hours"])
+        return 60 * hours + int(parts["minutes"]) + (int(parts["seconds"]) > 0)
+
+
+ClusterSettings: TypeAlias = LocalCluster | SlurmCluster
+"""Told apart by ``launcher``."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The whole of ``RUN/config.yaml``."""
 
     job: dict[str, Any]
     run: RunSettings
-    cluster: ClusterSettings = field(default_factory=ClusterSettings)
+    cluster: ClusterSettings = field(default_factory=LocalCluster)
     engine: EngineSettings = field(default_factory=EngineSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     seed: Annotated[int, Range(ge=0)] = 0
+
+    @property
+    def grace(self) -> float:
+        """Seconds a unit may still take after a stop signal: half of what SLURM leaves, so that saving has time too."""
+        if isinstance(self.cluster, SlurmCluster):
+            return min(self.engine.grace, self.cluster.signal_delay / 2)
+        return self.engine.grace

@@ -41,8 +41,14 @@ class Composed:
     overrides: tuple[str, ...]
 
 
-def compose_config(overrides: Sequence[str], folders: Sequence[Path], *, with_hydra: bool = False) -> DictConfig:
-    """Compose the configuration without checking its values.
+def compose_config(
+    overrides: Sequence[str],
+    folders: Sequence[Path],
+    *,
+    with_hydra: bool = False,
+    config_name: str = hydra_api.CONFIG_NAME,
+) -> DictConfig:
+    """Compose the configuration, or only the file ``config_name`` of it, without checking its values.
 
     Raises
     ------
@@ -51,7 +57,7 @@ def compose_config(overrides: Sequence[str], folders: Sequence[Path], *, with_hy
     """
     refuse_hydra_settings(overrides)
     try:
-        return hydra_api.composed(overrides, folders, with_hydra=with_hydra)
+        return hydra_api.composed(overrides, folders, with_hydra=with_hydra, config_name=config_name)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         # OmegaConf lets a ValueError through when a list is addressed like a section.
         raise ConfigError(explain(error, overrides, folders)) from None

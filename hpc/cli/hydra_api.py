@@ -36,10 +36,12 @@ def on_trees(folders: Sequence[Path]) -> Iterator[Hydra]:
         GlobalHydra.instance().clear()
 
 
-def composed(overrides: Sequence[str], folders: Sequence[Path], *, with_hydra: bool = False) -> DictConfig:
+def composed(
+    overrides: Sequence[str], folders: Sequence[Path], *, with_hydra: bool = False, config_name: str = CONFIG_NAME
+) -> DictConfig:
     """Return the composed configuration, with Hydra's own section if asked."""
     with on_trees(folders):
-        config: DictConfig = compose(CONFIG_NAME, list(overrides), return_hydra_config=with_hydra)
+        config: DictConfig = compose(config_name, list(overrides), return_hydra_config=with_hydra)
     return config
 
 

@@ -17,7 +17,9 @@ from hpc.errors import EXIT_DONE, ConfigError, TesseraError, nearest
 
 VERBS: Final = {
     "status": "how far a run, or every run below a folder, is",
-    "resume": "go on with a run that was stopped, on any number of ranks",
+    "resume": "go on with a run, or a sweep, that was stopped, on any number of ranks",
+    "cancel": "end a run, or all below a folder, in good order",
+    "prepare": "make a run directory for a batch script of your own",
     "report": "write a run's report page anew",
     "doctor": "check MPI, SLURM, threads, GPUs and the file system",
 }

@@ -45,14 +45,24 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(overrides: Sequence[str], folders: Sequence[Path]) -> int:
-    """Compose, check and run one job here."""
+    """Compose, check and start one job."""
     from hpc.cli.compose import compose_run
-    from hpc.launch.local import launch
+    from hpc.launch.start import start
     from hpc.rundir import RunDir
+    from hpc.settings import SlurmCluster
 
     composed = compose_run(overrides, folders, Path.cwd())
+    cluster = composed.settings.cluster
+    if isinstance(cluster, SlurmCluster):
+        from hpc.launch.slurm import require_slurm
+
+        if cluster.dry_run:
+            from hpc.launch.plan import dry_run
+
+            return dry_run(composed.settings)
+        require_slurm()
     directory = RunDir.prepare(composed.settings.run.dir, composed.mapping)
-    return launch(directory.path, composed.settings.cluster)
+    return start(directory.path, composed.mapping["job"]["name"], cluster)
 
 
 def _show(given: argparse.Namespace, folders: Sequence[Path]) -> int:

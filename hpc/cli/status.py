@@ -13,8 +13,10 @@ from rich.text import Text
 from hpc.cli.arguments import Parser
 from hpc.errors import EXIT_DONE
 from hpc.launch.outcome import resume_line
+from hpc.watch.queued import read_statuses
+from hpc.watch.scheduler import efficiency
 from hpc.watch.screen import listing, screen
-from hpc.watch.status import LIVE, RunStatus, find_runs, read_status
+from hpc.watch.status import LIVE, RunStatus, find_runs
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -37,16 +39,18 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _read(path: Path) -> list[RunStatus]:
-    return [read_status(run) for run in find_runs(path)]
+    return read_statuses(find_runs(path))
 
 
 def _picture(runs: Sequence[RunStatus], path: Path) -> RenderableType:
     if [run.path for run in runs] != [str(path)]:
         return listing(runs, path)
-    picture = screen(runs[0], time.time())
-    if runs[0].state not in {"stopped", "failed", "lost"}:
-        return picture
-    return Group(picture, Text(f"go on with:  {resume_line(path)}"))
+    parts = [screen(runs[0], time.time())]
+    if runs[0].slurm_job and (used := efficiency(runs[0].slurm_job)):
+        parts.append(Text(used, style="dim"))
+    if runs[0].state in {"stopped", "failed", "lost"}:
+        parts.append(Text(f"go on with:  {resume_line(path)}"))
+    return Group(*parts)
 
 
 def _watch(path: Path) -> None:
@@ -57,7 +61,7 @@ def _watch(path: Path) -> None:
         while True:
             runs = _read(path)
             live.update(_picture(runs, path), refresh=True)
-            if all(run.state not in (*LIVE, "not started") for run in runs):
+            if all(run.state not in (*LIVE, "not started", "pending") for run in runs):
                 return
             try:
                 time.sleep(1)

@@ -1,4 +1,7 @@
-"""`tessera -m`: every combination composed and checked before the first one runs, then one after another."""
+"""`tessera -m`: every combination composed and checked before the first one runs.
+
+Then they run one after another, or are submitted to SLURM as one array.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,13 @@ from pathlib import Path
 
 from hpc.cli.compose import Composed, compose_run, expand, sweep_directory
 from hpc.errors import EXIT_DONE, EXIT_STOPPED, TesseraError
-from hpc.launch.local import launch
 from hpc.launch.outcome import resume_line
+from hpc.launch.start import start
+from hpc.launch.sweep import SEVERITY, MemberRecord, common_cluster, submit_sweep, write_sweep
 from hpc.rundir import RunDir
+from hpc.settings import SlurmCluster
 
 _MEANING = {0: "done", 1: "failed", 2: "bad input", 3: "quarantined", 75: "stopped"}
-
-_SEVERITY = (0, 3, 75, 2, 1)
-"""Exit codes from best to worst: the sweep's code is the worst of its members'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +29,12 @@ class Member:
 
 
 def sweep(overrides: Sequence[str], folders: Sequence[Path], base: Path) -> int:
-    """Run all members; one that fails does not stop the rest, Ctrl-C does.
+    """Run or submit all members; one that fails does not stop the rest, Ctrl-C does.
 
     Returns
     -------
     int
-        The worst exit code of the members.
+        The worst exit code of the members, 0 if they were submitted.
 
     Raises
     ------
@@ -40,8 +42,9 @@ def sweep(overrides: Sequence[str], folders: Sequence[Path], base: Path) -> int:
         If any member is wrong; then none has been started.
     """
     members = plan(overrides, folders, base)
-    for member in members:
-        RunDir.prepare(member.composed.settings.run.dir, member.composed.mapping)
+    if isinstance(members[0].composed.settings.cluster, SlurmCluster):
+        return _submit(members)
+    _prepare(members)
     codes: list[int] = []
     for number, member in enumerate(members):
         print(f"[{number + 1}/{len(members)}] {member.label}", flush=True)
@@ -49,7 +52,52 @@ def sweep(overrides: Sequence[str], folders: Sequence[Path], base: Path) -> int:
         if codes[-1] == EXIT_STOPPED:
             break
     _print_summary(members, codes)
-    return max(codes, key=_SEVERITY.index, default=EXIT_DONE)
+    return max(codes, key=SEVERITY.index, default=EXIT_DONE)
+
+
+def _prepare(members: Sequence[Member]) -> Path:
+    """Make the run directories and the sweep's record; return the sweep's directory."""
+    for member in members:
+        RunDir.prepare(member.composed.settings.run.dir, member.composed.mapping)
+    directory = members[0].composed.settings.run.dir.parent
+    names = (member.composed.settings.run.dir.name for member in members)
+    records = [MemberRecord(n, m.label, m.composed.overrides) for n, m in zip(names, members, strict=True)]
+    write_sweep(directory, records)
+    return directory
+
+
+def _submit(members: Sequence[Member]) -> int:
+    from hpc.launch.plan import sweep_script
+    from hpc.launch.slurm import require_slurm
+
+    settings = [member.composed.settings for member in members]
+    cluster = common_cluster(settings)
+    _print_plan(members, cluster)
+    if cluster.dry_run:
+        print(f"\n{sweep_script(settings, cluster)}")
+        return EXIT_DONE
+    require_slurm()
+    directory = _prepare(members)
+    return submit_sweep(directory, {s.run.dir: s for s in settings})
+
+
+def _print_plan(members: Sequence[Member], cluster: SlurmCluster) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from hpc.launch.plan import units_of
+    from hpc.load import load_job
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("run", "combination", "units", "ranks x threads", "hours at most"):
+        table.add_column(name, justify="left" if name in {"run", "combination"} else "right")
+    hours = "partition's" if cluster.minutes is None else f"{cluster.minutes / 60:.4g}"
+    for number, member in enumerate(members):
+        units = units_of(load_job(member.composed.settings.job))
+        crew = f"{cluster.ranks} x {cluster.threads_per_process}"
+        table.add_row(str(number), Text(member.label), "?" if units is None else str(units), crew, hours)
+    Console(highlight=False, soft_wrap=True, markup=False).print(table)
 
 
 def plan(overrides: Sequence[str], folders: Sequence[Path], base: Path) -> list[Member]:
@@ -75,7 +123,7 @@ def _composed(label: str, words: Sequence[str], folders: Sequence[Path], base: P
 def _run(member: Member) -> int:
     settings = member.composed.settings
     try:
-        return launch(settings.run.dir, settings.cluster)
+        return start(settings.run.dir, settings.job["name"], settings.cluster)
     except TesseraError as error:
         print(f"error: {error}", flush=True)
         return error.exit_code

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from hpc.errors import LaunchError
-from hpc.settings import ClusterSettings
+from hpc.settings import LocalCluster
 from hpc.threads import set_environment, usable_cpus
 
 _FOREIGN: Final = (
@@ -27,6 +27,8 @@ _FOREIGN: Final = (
     "PRTE_",
     "SLURM_",
     "SRUN_",
+    "SBATCH_",
+    "SUBMITIT_",
 )
 """Variables with which an outer job or mpiexec would make the new ranks believe that they are its own."""
 
@@ -41,7 +43,7 @@ class Crew:
     threads: int
 
 
-def share_cpus(cluster: ClusterSettings) -> Crew:
+def share_cpus(cluster: LocalCluster) -> Crew:
     """Share the CPUs this process may use among the ranks.
 
     Returns
@@ -95,6 +97,11 @@ def rank_command(program: list[str], ranks: int, mpiexec: str | None) -> list[st
     return python if ranks == 1 else [*find_mpiexec(mpiexec), "-n", str(ranks), *python]
 
 
+def without_outer_job(outer: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without the variables of the job or mpiexec it belongs to; SLURM_CONF stays."""
+    return {k: v for k, v in outer.items() if k in _KEPT or not k.startswith(_FOREIGN)}
+
+
 def rank_environment(crew: Crew, outer: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the ranks' environment: an outer job's variables removed, the thread budget set.
 
@@ -102,7 +109,7 @@ def rank_environment(crew: Crew, outer: Mapping[str, str] = os.environ) -> dict[
     that are asked for here stay here. ``TESSERA_RANKS`` lets them notice if
     they do not see each other; ``TESSERA_COMMAND`` goes into the run's provenance.
     """
-    environment = {k: v for k, v in outer.items() if k in _KEPT or not k.startswith(_FOREIGN)}
+    environment = without_outer_job(outer)
     set_environment(crew.threads, environment)
     environment["TESSERA_RANKS"] = str(crew.ranks)
     environment.setdefault("TESSERA_COMMAND", shlex.join(sys.argv))

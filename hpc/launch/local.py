@@ -20,7 +20,7 @@ from hpc.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_QUARANTINED,
 from hpc.launch.environment import rank_command, rank_environment, share_cpus
 from hpc.launch.follow import Display, display
 from hpc.launch.outcome import Ending, explain, record_silent_death
-from hpc.settings import ClusterSettings
+from hpc.settings import LocalCluster
 from hpc.watch.status import read_status
 
 _POLL: Final = 0.25
@@ -42,7 +42,7 @@ class Interrupts:
         self.count += 1
 
 
-def launch(run: Path, cluster: ClusterSettings) -> int:
+def launch(run: Path, cluster: LocalCluster) -> int:
     """Run the ranks of a prepared run directory here and stay until they end.
 
     Parameters

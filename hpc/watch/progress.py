@@ -57,6 +57,7 @@ class Progress:
     threads: int = 1
     state: State = "starting"
     message: str = ""
+    wish: str = ""
     stages: list[StageProgress] = field(default_factory=list)
     ranks: dict[int, Pulse] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
@@ -128,6 +129,7 @@ class Progress:
                 "schema": SCHEMA,
                 "state": self.state,
                 "message": self.message,
+                "wish": self.wish,
                 "attempt": self.attempt,
                 "stage": self.stages[self._current].name if running else None,
                 "stages": [asdict(s) for s in self.stages],

@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hpc.watch.status import RankStatus, RunStatus, StageStatus
+from hpc.watch.status import LIVE, RankStatus, RunStatus, StageStatus
 
 COLOURS = {
     "starting": "cyan",
@@ -20,11 +20,19 @@ COLOURS = {
     "quarantined": "yellow",
     "done": "green",
     "not started": "dim",
+    "pending": "blue",
 }
 """Of the states; all others (failed, lost, unreadable) are red."""
 
 SHOWN_RANKS = 16
 """More are summed up: a screen has few lines."""
+
+
+_NOTE = 70
+"""Letters of a message in a listing; the run's own status shows all of it."""
+
+_ENOUGH = 5
+"""Units of a rank before its speed says anything."""
 
 
 def duration(seconds: float | None) -> str:
@@ -90,10 +98,14 @@ def _heading(status: RunStatus) -> Text:
         ranks = "rank" if status.size == 1 else "ranks"
         threads = "thread" if status.threads == 1 else "threads"
         text.append(f"  {status.size} {ranks} × {status.threads} {threads}", style="dim")
+    if status.slurm_job:
+        text.append(f"  SLURM job {status.slurm_job}", style="dim")
     if status.attempt > 1:
         text.append(f"  attempt {status.attempt}", style="dim")
     if status.started is not None and status.updated is not None:
         text.append(f"  {duration(status.updated - status.started)}", style="dim")
+    if status.state in LIVE and status.checkpoint_age is not None:
+        text.append(f"  saved {duration(status.checkpoint_age)} ago", style="dim")
     text.append(f"\n{status.path}", style="dim")
     return text
 
@@ -138,13 +150,15 @@ def _note(stage: StageStatus, live: RunStatus | None) -> Text:
 
 def _ranks(ranks: Sequence[RankStatus], now: float) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("rank", "host", "done", "busy", "memory", "heard", "unit"):
+    late = stragglers(ranks)
+    for name in ("rank", "host", "done", "rate", "busy", "memory", "heard", "unit"):
         table.add_column(name, justify="left" if name in {"host", "unit"} else "right", no_wrap=True)
     for rank in ranks:
         table.add_row(
             str(rank.rank),
             Text(rank.host),
             str(rank.done),
+            Text(speed(rank.done / rank.busy if rank.busy else None), style="yellow" if rank.rank in late else ""),
             duration(rank.busy),
             f"{rank.rss_mb:.0f} MiB",
             f"{duration(max(0.0, now - rank.heartbeat))} ago",
@@ -153,13 +167,24 @@ def _ranks(ranks: Sequence[RankStatus], now: float) -> Table:
     return table
 
 
+def stragglers(ranks: Sequence[RankStatus]) -> set[int]:
+    """Return the ranks that do less than half as many units a busy second as the middle one: a slow node shows so."""
+    rates = {rank.rank: rank.done / rank.busy for rank in ranks if rank.busy and rank.done >= _ENOUGH}
+    if len(rates) < 3:
+        return set()
+    middle = sorted(rates.values())[len(rates) // 2]
+    return {rank for rank, rate in rates.items() if rate < middle / 2}
+
+
 def _rank_summary(status: RunStatus, now: float) -> Text:
     oldest = min(status.ranks, key=lambda r: r.heartbeat)
     working = sum(rank.unit is not None for rank in status.ranks)
     memory = sum(rank.rss_mb for rank in status.ranks) / 1024
+    late = sorted(stragglers(status.ranks))
+    slow = f"; slow ranks: {', '.join(map(str, late[:8]))}" if late else ""
     return Text(
         f"{working} of {len(status.ranks)} ranks in a unit, {memory:.1f} GiB in all; longest silent: rank "
-        f"{oldest.rank} on {oldest.host}, {duration(max(0.0, now - oldest.heartbeat))}"
+        f"{oldest.rank} on {oldest.host}, {duration(max(0.0, now - oldest.heartbeat))}{slow}"
     )
 
 
@@ -171,7 +196,8 @@ def listing(runs: Sequence[RunStatus], base: Path) -> Table:
     for run in runs:
         stage = run.current
         path = Path(run.path)
-        note = Text(f" {run.message}", style="dim") if run.state == "unreadable" else Text()
+        told = run.message if run.state in {"unreadable", "failed", "pending", "lost"} else ""
+        note = Text(f" {told.partition(chr(10))[0][:_NOTE]}", style="dim") if told else Text()
         table.add_row(
             Text(str(path.relative_to(base)) if path.is_relative_to(base) else run.path),
             Text(run.job),

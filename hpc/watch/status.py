@@ -65,11 +65,16 @@ class RunStatus:
     ----------
     state
         As the ranks wrote it, or ``lost`` (they said they were running but have been silent too long),
-        ``not started`` (no rank has written yet) or ``unreadable`` (see ``message``).
+        ``not started`` (no rank has written yet), ``pending`` (it waits in SLURM's queue, see `hpc.watch.queued`) or
+        ``unreadable`` (see ``message``).
     silent
         Seconds since the last sign of life.
     rate, eta
         Units per second and seconds to go, where known.
+    slurm_job, restarts
+        The SLURM job of the run, if it has one, and how often it came back (see `hpc.watch.queued`).
+    checkpoint_age
+        Seconds since anything was last saved.
     """
 
     path: str
@@ -85,6 +90,9 @@ class RunStatus:
     silent: float | None = None
     size: int = 0
     threads: int = 0
+    slurm_job: str = ""
+    restarts: int = 0
+    checkpoint_age: float | None = None
     ranks: tuple[RankStatus, ...] = ()
     message: str = ""
 
@@ -179,9 +187,19 @@ def _status(
         silent=max(0.0, now - last),
         size=int(progress["size"]),
         threads=int(progress["threads"]),
+        checkpoint_age=_checkpoint_age(Path(path), now),
         ranks=ranks,
         message=failure or str(progress["message"]),
     )
+
+
+def _checkpoint_age(run: Path, now: float) -> float | None:
+    """Return the seconds since a file was last put below ``checkpoints/``: a folder's time is that of its last file."""
+    try:
+        saved = [folder.stat().st_mtime for folder in (run / "checkpoints").iterdir()]
+    except OSError:
+        return None
+    return max(0.0, now - max(saved)) if saved else None
 
 
 def _all_dead(ranks: Sequence[RankStatus]) -> bool:

@@ -10,7 +10,7 @@ from hpc.cli.folders import config_folders, groups, headline
 from hpc.cli.resume import changed
 from hpc.errors import ConfigError, InputError
 from hpc.options import build, plain
-from hpc.settings import Settings
+from hpc.settings import Settings, SlurmCluster
 
 CONF = Path(__file__).parent / "conf"
 LISTS = Path(__file__).parents[2] / "conf"
@@ -53,7 +53,9 @@ def test_every_engine_key_is_documented_and_has_the_default_of_its_field(folders
     written = resolved(compose_config(("job=toy", "run.dir=/base/r"), folders), (), folders)
     del written["run"]["sweep_dir"]
     assert {**written, "job": composed.mapping["job"]} == composed.mapping == defaults
-    for file in (LISTS / "config.yaml", LISTS / "cluster" / "local.yaml"):
+    slurm = resolved(compose_config(("job=toy", "cluster=slurm", "run.dir=/r"), folders), (), folders)["cluster"]
+    assert slurm == plain(SlurmCluster())
+    for file in (LISTS / "config.yaml", *(LISTS / "cluster").glob("[!e]*.yaml")):
         for line in file.read_text().splitlines():
             if ":" in line and not line.startswith("#") and not line.rstrip().endswith(":"):
                 assert " # " in line, f"{file.name}: {line}"

@@ -13,7 +13,7 @@ import yaml
 
 from hpc.errors import LaunchError
 from hpc.launch.environment import Crew, find_mpiexec, rank_command, rank_environment, share_cpus
-from hpc.settings import ClusterSettings
+from hpc.settings import LocalCluster
 
 HERE = Path(__file__).parent
 
@@ -36,7 +36,7 @@ def cpus(monkeypatch, number):
 )
 def test_cpus_are_shared(monkeypatch, ranks, threads, crew):
     cpus(monkeypatch, 8)
-    assert share_cpus(ClusterSettings(ranks=ranks, threads_per_process=threads)) == crew
+    assert share_cpus(LocalCluster(ranks=ranks, threads_per_process=threads)) == crew
 
 
 def test_an_outer_job_does_not_reach_the_ranks():
@@ -218,7 +218,7 @@ def test_a_sweep_checks_all_before_it_runs_any(tessera):
     assert code == 3, output
     assert [line.split()[:2] for line in output.splitlines()[-3:-1]] == [["0", "done"], ["1", "quarantined"]]
     assert "job.fail=[u00001]" in output.splitlines()[-2]
-    assert sorted(p.name for p in (tessera.folder / "sweep").iterdir()) == ["0", "1"]
+    assert sorted(p.name for p in (tessera.folder / "sweep").iterdir()) == ["0", "1", "sweep.json"]
 
 
 @pytest.mark.mpi

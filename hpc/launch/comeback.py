@@ -1,0 +1,127 @@
+"""After the ranks of a SLURM job have ended: does the job come back? ``python -m hpc.launch.comeback FOLDER CODE``.
+
+Called by the batch script, whose shell outlives the ranks: so a run is brought back that was told to save, and also
+one whose ranks were killed without a word (out of memory, a dead slurmstepd). A node that dies with this shell on
+it is SLURM's own affair (``--requeue``).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from hpc.errors import EXIT_STOPPED
+from hpc.rundir import RunDir
+from hpc.watch.events import Events
+
+RUNS_FILE: Final = "runs.txt"
+"""In a submission's folder: the run directory of each array index, one per line."""
+
+_KILLED: Final = 128
+"""Exit codes above are signals."""
+
+_PATIENCE: Final = 60.0
+"""Seconds for scontrol to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether to come back, and why (not)."""
+
+    requeue: bool
+    reason: str
+
+
+def decide(
+    code: int, progress: Mapping[str, Any] | None, failure: Mapping[str, Any] | None, restarts: int, limit: int
+) -> Verdict:
+    """Say whether a job whose ranks ended with ``code`` comes back.
+
+    Parameters
+    ----------
+    code
+        Exit code of srun or mpiexec.
+    progress, failure
+        Content of the run's ``progress.json`` and ``failure.json``, if there are any.
+    restarts
+        How often the job has come back already.
+    limit
+        How often it may.
+    """
+    progress = progress or {}
+    wish = progress.get("wish", "")
+    # When srun ends the others because one was killed, they are told to stop as well: only their own exit code counts.
+    stopped = code == EXIT_STOPPED or (wish == "requeue" and progress.get("state") == "stopped")
+    if stopped and wish != "requeue":
+        return Verdict(requeue=False, reason="it was told to stop")
+    if not stopped and (failure is not None or code <= _KILLED):
+        return Verdict(requeue=False, reason="it ended by itself")
+    reason = "the time limit or a preemption was near" if stopped else f"its ranks were killed (exit code {code})"
+    if restarts >= limit:
+        return Verdict(
+            requeue=False, reason=f"{reason}, but it came back {restarts} times, cluster.max_requeues={limit}"
+        )
+    if stopped and _stands_still(progress):
+        return Verdict(
+            requeue=False,
+            reason=f"{reason}, but in all that time not one unit was finished: a unit takes longer than the time limit "
+            "leaves; raise cluster.time, or make units smaller",
+        )
+    return Verdict(requeue=True, reason=reason)
+
+
+def _stands_still(progress: Mapping[str, Any]) -> bool:
+    """Say whether an attempt that was in the middle of a map finished no unit of it."""
+    stages = progress.get("stages", [])
+    current = next((s for s in stages if s["state"] == "running"), None)
+    passed = any(s["state"] == "done" and s["done"] > s["restored"] for s in stages)
+    return current is not None and current["kind"] == "map" and current["done"] <= current["restored"] and not passed
+
+
+def main(arguments: list[str]) -> int:
+    """Requeue this job if it should come back; return 0, whatever is decided."""
+    folder, code = Path(arguments[0]), int(arguments[1])
+    runs = (folder / RUNS_FILE).read_text(encoding="utf-8").splitlines()
+    run = RunDir(Path(runs[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]))
+    limit = int(run.load_config().get("cluster", {}).get("max_requeues", 0))
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    verdict = decide(code, run.read_progress(), run.read_failure(), restarts, limit)
+    events = Events(run.events_file)
+    if not verdict.requeue:
+        events.emit("no_requeue", reason=verdict.reason, exit_code=code)
+        _say(f"the job does not come back: {verdict.reason}")
+        return 0
+    problem = _requeue()
+    if problem is None:
+        events.emit("requeue", reason=verdict.reason, restarts=restarts)
+        _say(f"the job comes back: {verdict.reason}")
+    else:
+        events.emit("warning", text=f"the job could not be requeued: {problem}")
+        _say(f"the job could not be requeued ({problem}); go on with: tessera resume {run.path}")
+    return 0
+
+
+def _requeue() -> str | None:
+    """Ask SLURM to queue this job again; return what went wrong."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
+    try:
+        command = ["scontrol", "requeue", job]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    return (done.stderr or done.stdout).strip() if done.returncode else None
+
+
+def _say(text: str) -> None:
+    print(f"tessera: {time.strftime('%Y-%m-%d %H:%M:%S')} {text}", flush=True)  # noqa: T201 - the batch log
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

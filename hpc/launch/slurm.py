@@ -1,0 +1,218 @@
+"""Handing runs to SLURM: one job, or the members of a sweep as arrays; and the scheduler's refusals explained."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from hpc.errors import LaunchError
+from hpc.launch.comeback import RUNS_FILE
+from hpc.launch.environment import find_mpiexec, without_outer_job
+from hpc.launch.payload import Payload
+from hpc.launch.script import Batch, parameters, rank_python
+from hpc.options import plain
+from hpc.settings import SlurmCluster
+from hpc.watch.queued import read_statuses
+from hpc.watch.submissions import Submission, last_submission, record_submission
+
+_REMEDIES: Final = (
+    ("invalid partition", "cluster.partition: choose one of {partitions}"),
+    ("invalid account", "cluster.account: give one of yours (sacctmgr show assoc user=$USER)"),
+    ("invalid qos", "cluster.qos: give one you may use (sacctmgr show assoc user=$USER format=account,qos)"),
+    ("invalid feature", "cluster.constraint: choose features that nodes have (sinfo -o '%N %f')"),
+    ("generic resource", "cluster.gres, cluster.gpus_per_node: ask for what nodes have (sinfo -o '%N %G')"),
+    ("memory specification", "cluster.mem: ask for less than a node has (sinfo -o '%N %m')"),
+    ("time limit", "cluster.time: ask for less than the partition allows (sinfo -o '%P %l'); runs are continued"),
+    ("node count", "cluster.nodes: ask for fewer than the partition has ({partitions})"),
+    ("more processors", "cluster.ranks_per_node x cluster.threads_per_process: ask for fewer than a node has CPUs"),
+    (
+        "node configuration",
+        "ask for less per node: cluster.ranks_per_node, threads_per_process, mem (sinfo -o '%N %c %m')",
+    ),
+    ("reservation", "cluster.reservation: see scontrol show reservation"),
+    ("dependency", "cluster.after, cluster.dependency: the job it waits for must be known to SLURM"),
+    ("node name", "cluster.nodelist, cluster.exclude: see sinfo -N for the names"),
+    ("unrecognized option", "cluster.sbatch: see man sbatch for the flags of this SLURM"),
+    ("policy", "you have reached a limit of your account: wait for other jobs, or ask for less"),
+    ("contact slurm", "the controller does not answer: try again in a while (scontrol ping)"),
+    ("configuration source", "SLURM is not set up on this machine: log in to the cluster, or export SLURM_CONF"),
+)
+"""What sbatch may say, in lower case, and what helps."""
+
+
+def submit(runs: Sequence[Path], cluster: SlurmCluster, name: str, folder: Path, log_folder: Path) -> list[Submission]:
+    """Submit prepared runs.
+
+    Parameters
+    ----------
+    runs
+        Run directories; several become one array, or more where the site limits its size.
+    cluster
+        What to ask for.
+    name
+        Of the job in SLURM.
+    folder
+        For submitit's files and the script.
+    log_folder
+        For what the ranks print.
+
+    Returns
+    -------
+    list of Submission
+        One for each run, as recorded in its ``slurm.json``.
+
+    Raises
+    ------
+    hpc.errors.LaunchError
+        If SLURM is not there or refuses, with its own words and a remedy.
+    """
+    require_slurm()
+    size = array_limit() if len(runs) > 1 else 1
+    chunks = [runs[i : i + size] for i in range(0, len(runs), size)]
+    return [s for chunk in chunks for s in _submit_chunk(chunk, cluster, name, folder, log_folder)]
+
+
+def require_slurm() -> None:
+    """Raise if this is no machine to submit from.
+
+    Raises
+    ------
+    hpc.errors.LaunchError
+        With the remedy.
+    """
+    for command in ("sbatch", "srun"):
+        if shutil.which(command) is None:
+            msg = (
+                f"cluster=slurm needs {command}, which is not on PATH; log in to the cluster (or load its SLURM "
+                "module), or run on this machine with cluster=local"
+            )
+            raise LaunchError(msg)
+
+
+def plan_batch(cluster: SlurmCluster, name: str, members: int, folder: Path, log_folder: Path) -> Batch:
+    """Return what would be submitted for so many runs."""
+    python = cluster.python or shlex.quote(sys.executable)
+    pattern = "slurm-%A_%a.log" if members > 1 else "slurm-%j.log"
+    mpiexec = shlex.join(find_mpiexec(None)) if cluster.mpi == "mpiexec" else "mpiexec"
+    return Batch(name, folder, log_folder / pattern, members, python, mpiexec, dependency(cluster))
+
+
+def dependency(cluster: SlurmCluster) -> str | None:
+    """Return ``cluster.after`` and ``cluster.dependency`` in sbatch's words; a run that is done is no condition.
+
+    Raises
+    ------
+    hpc.errors.LaunchError
+        If the run to wait for has failed, or is in no queue.
+    """
+    words = [cluster.dependency] if cluster.dependency else []
+    if cluster.after is not None:
+        job = str(cluster.after) if isinstance(cluster.after, int) else _job_of(cluster.after)
+        words += [f"afterok:{job}"] if job else []
+    return ",".join(words) or None
+
+
+def _job_of(run: Path) -> str | None:
+    """Return the job that works on a run, None if the run is done."""
+    state = read_statuses([run])[0].state
+    if state == "done":
+        return None
+    submission = last_submission(run)
+    if submission is None or state in {"stopped", "failed", "quarantined", "unreadable"}:
+        msg = f"cluster.after: the run in {run} is {state} and in no queue; run it first, or leave cluster.after out"
+        raise LaunchError(msg)
+    return submission.slurm_id
+
+
+def array_limit() -> int:
+    """Return how many members an array may have here."""
+    try:
+        done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return 1000
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", done.stdout, re.MULTILINE)
+    return max(1, int(found[1]) - 1) if found else 1000
+
+
+def _submit_chunk(
+    runs: Sequence[Path], cluster: SlurmCluster, name: str, folder: Path, log_folder: Path
+) -> list[Submission]:
+    from submitit import SlurmExecutor
+
+    own = _new_folder(folder)
+    log_folder.mkdir(parents=True, exist_ok=True)
+    (own / RUNS_FILE).write_text("".join(f"{run}\n" for run in runs), encoding="utf-8")
+    batch = plan_batch(cluster, name, len(runs), own, log_folder)
+    executor = SlurmExecutor(own, python=rank_python(cluster, batch))
+    executor.update_parameters(**parameters(cluster, batch))
+    with _own_environment(), _refusals():
+        jobs = executor.submit_array([Payload(str(run)) for run in runs])
+    section = plain(cluster)
+    return [
+        record_submission(run, job.job_id, section, str(job.paths.submission_file))
+        for run, job in zip(runs, jobs, strict=True)
+    ]
+
+
+def _new_folder(folder: Path) -> Path:
+    """Make a folder of its own for a submission: ``folder/1``, ``2``, …."""
+    number = 1
+    while True:
+        own = folder / str(number)
+        try:
+            own.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return own
+
+
+@contextmanager
+def _own_environment() -> Iterator[None]:
+    """Hide an outer job from sbatch for the block: its limits and CPU binding would be inherited."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(without_outer_job(before))
+    os.environ.setdefault("TESSERA_COMMAND", shlex.join(sys.argv))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn what sbatch says into an error with a remedy."""
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    try:
+        yield
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise LaunchError(explain_refusal(str(error.__cause__ or error))) from error
+
+
+def explain_refusal(said: str) -> str:
+    """Return the scheduler's own words and what helps against them."""
+    lines = [line.partition("error: ")[2] for line in said.splitlines() if "error: " in line]
+    words = "; ".join(dict.fromkeys(lines)) or said.strip()
+    remedy = next((r for sign, r in _REMEDIES if sign in words.lower()), "see the script with cluster.dry_run=true")
+    return f"SLURM refused the job: {words}\n{remedy.replace('{partitions}', partitions())}"
+
+
+def partitions() -> str:
+    """Return the partitions with their limits, as far as SLURM tells."""
+    try:
+        command = ["sinfo", "-h", "-o", "%R (%D nodes, up to %l)"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "those of sinfo"
+    return ", ".join(dict.fromkeys(done.stdout.splitlines())) or "those of sinfo"

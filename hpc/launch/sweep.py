@@ -1,0 +1,159 @@
+"""The runs of a sweep: remembered in ``SWEEP_DIR/sweep.json``, submitted as one array, resumed where unfinished."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from hpc.errors import EXIT_DONE, ConfigError, RunDirError
+from hpc.launch.start import crew_text, start, told
+from hpc.options import plain
+from hpc.rundir import RunDir
+from hpc.settings import Settings, SlurmCluster
+from hpc.watch.queued import read_statuses
+from hpc.watch.status import LIVE, RunStatus
+
+FILE: Final = "sweep.json"
+
+SEVERITY: Final = (0, 3, 75, 2, 1)
+"""Exit codes from best to worst: the sweep's code is the worst of its members'."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemberRecord:
+    """One run of a sweep.
+
+    Attributes
+    ----------
+    run
+        Its folder in the sweep's directory.
+    label
+        The words in which it differs from the others.
+    overrides
+        All words that made it.
+    """
+
+    run: str
+    label: str
+    overrides: tuple[str, ...]
+
+
+def write_sweep(directory: Path, members: Sequence[MemberRecord]) -> None:
+    """Write ``sweep.json``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    record = {"schema": 1, "members": [asdict(member) for member in members]}
+    (directory / FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def is_sweep(directory: Path) -> bool:
+    """Say whether a directory is that of a sweep."""
+    return (directory / FILE).is_file()
+
+
+def read_sweep(directory: Path) -> list[MemberRecord]:
+    """Return the members of a sweep.
+
+    Raises
+    ------
+    hpc.errors.RunDirError
+        If its record is damaged.
+    """
+    try:
+        members = json.loads((directory / FILE).read_bytes())["members"]
+        return [MemberRecord(m["run"], m["label"], tuple(m["overrides"])) for m in members]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        msg = f"{directory / FILE}: cannot be read ({error!r}); resume the runs of the sweep one by one"
+        raise RunDirError(msg) from error
+
+
+def submit_sweep(directory: Path, members: Mapping[Path, Settings]) -> int:
+    """Submit prepared runs as one array, or more where the site limits its size.
+
+    Raises
+    ------
+    hpc.errors.ConfigError
+        If the members ask for different clusters.
+    hpc.errors.LaunchError
+        If SLURM is not there or refuses.
+    """
+    from hpc.launch.slurm import submit
+
+    cluster = common_cluster(list(members.values()))
+    name = next(iter(members.values())).job["name"]
+    submitted = submit(list(members), cluster, f"tessera-{name}", directory / "slurm", directory / "logs")
+    print(told(submitted, directory, cluster), flush=True)  # noqa: T201 - this is the screen
+    return EXIT_DONE
+
+
+def common_cluster(members: Sequence[Settings]) -> SlurmCluster:
+    """Return what all members ask for.
+
+    Raises
+    ------
+    hpc.errors.ConfigError
+        If they differ: an array has one size.
+    """
+    clusters = {json.dumps(plain(m.cluster), sort_keys=True): m.cluster for m in members}
+    first = members[0].cluster
+    if len(clusters) > 1 or not isinstance(first, SlurmCluster):
+        msg = "a sweep is one job array, whose members all get the same; sweep over job.* and seed, not over cluster.*"
+        raise ConfigError(msg)
+    return first
+
+
+def resume_sweep(directory: Path, resettled: Callable[[RunDir], Settings], *, retry_failed: bool) -> int:
+    """Go on with the runs of a sweep that are not done.
+
+    Parameters
+    ----------
+    directory
+        The sweep's.
+    resettled
+        Returns the settings with which a run goes on.
+    retry_failed
+        Whether runs that are finished but for quarantined units count as not done.
+
+    Returns
+    -------
+    int
+        The worst exit code of those that ran here, 0 if they were submitted.
+    """
+    names = [member.run for member in read_sweep(directory)]
+    statuses = dict(zip(names, read_statuses([directory / name for name in names]), strict=True))
+    todo = [name for name, status in statuses.items() if _unfinished(status, retry_failed=retry_failed)]
+    print(_tally(statuses, todo), flush=True)  # noqa: T201 - this is the screen
+    runs = {directory / name: resettled(RunDir.open(directory / name)) for name in todo}
+    if not runs:
+        return EXIT_DONE
+    in_slurm = any(isinstance(settings.cluster, SlurmCluster) for settings in runs.values())
+    if in_slurm:
+        cluster = common_cluster(list(runs.values()))
+        if cluster.dry_run:
+            print(f"would be submitted: {crew_text(cluster)} for each")  # noqa: T201 - this is the screen
+            return EXIT_DONE
+    for run, settings in runs.items():
+        RunDir.prepare(run, plain(settings))
+        if retry_failed:
+            RunDir(run).forget_quarantine()
+    if in_slurm:
+        return submit_sweep(directory, runs)
+    codes = [start(run, settings.job["name"], settings.cluster) for run, settings in runs.items()]
+    return max(codes, key=SEVERITY.index)
+
+
+def _unfinished(status: RunStatus, *, retry_failed: bool) -> bool:
+    if status.state in {"done", "pending", *LIVE}:
+        return False
+    return status.state != "quarantined" or retry_failed
+
+
+def _tally(statuses: Mapping[str, RunStatus], todo: Sequence[str]) -> str:
+    states = [status.state for status in statuses.values()]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    if not todo:
+        hint = "; add --retry-failed for the quarantined units" if "quarantined" in states else ""
+        return f"{counts}: there is nothing to resume{hint}"
+    return f"{counts}; going on with {', '.join(todo)}"

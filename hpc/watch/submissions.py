@@ -1,0 +1,67 @@
+"""``RUN/slurm.json``: which SLURM jobs a run was given to, oldest first."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+FILE: Final = "slurm.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """One job that was submitted for a run.
+
+    Attributes
+    ----------
+    job_id
+        SLURM's number of the job or of the array.
+    array_task
+        Index in the array; None for a job of its own.
+    submitted
+        Epoch.
+    cluster
+        The cluster section it was submitted with.
+    script
+        The batch script.
+    """
+
+    job_id: str
+    array_task: int | None
+    submitted: float
+    cluster: Mapping[str, Any]
+    script: str
+
+    @property
+    def slurm_id(self) -> str:
+        """The name by which SLURM's commands know the job, ``12`` or ``12_3``."""
+        return self.job_id if self.array_task is None else f"{self.job_id}_{self.array_task}"
+
+
+def record_submission(run: Path, slurm_id: str, cluster: Mapping[str, Any], script: str) -> Submission:
+    """Add a submission to the run's record and return it."""
+    job, _, task = slurm_id.partition("_")
+    submission = Submission(job, int(task) if task else None, time.time(), cluster, script)
+    record = {"schema": 1, "submissions": [*map(asdict, submissions(run)), asdict(submission)]}
+    new = run / f".{FILE}"  # not named like the ranks' temporary files, which a starting run clears away
+    new.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    new.replace(run / FILE)
+    return submission
+
+
+def submissions(run: Path) -> list[Submission]:
+    """Return the submissions of a run; nothing if it never was in SLURM, or the record is damaged."""
+    try:
+        records = json.loads((run / FILE).read_bytes())["submissions"]
+        return [Submission(**record) for record in records]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def last_submission(run: Path) -> Submission | None:
+    """Return the newest submission of a run."""
+    return next(reversed(submissions(run)), None)
