@@ -21,7 +21,7 @@ def test_every_measured_source_is_owned_exactly_once(size, margin):
     y = np.concatenate([rng.uniform(-20, 330, 2000), rng.integers(0, 310, 500) - 0.5])
     box = Box(margin, margin, shape[1] - margin, shape[0] - margin)
     measured = box.holds(x, y) & (rng.uniform(size=x.size) < 0.9)
-    patches = cut_patches(box, size, 29, sources_at(x, y), measured, shape)
+    patches = cut_patches(box, size, 20, 29, sources_at(x, y), measured, shape)
     owned = np.concatenate([p.own for p in patches])
     np.testing.assert_array_equal(np.sort(owned), np.flatnonzero(measured))
     assert len({p.key for p in patches}) == len(patches)
@@ -32,8 +32,9 @@ def test_halo_holds_all_others_that_the_patch_sees_also_those_not_measured():
     x, y = rng.uniform(0, 300, 800), rng.uniform(0, 200, 800)
     box = Box(20, 20, 280, 180)
     measured = box.holds(x, y) & (rng.uniform(size=800) < 0.5)
-    for patch in cut_patches(box, 60, 25, sources_at(x, y), measured, (200, 300)):
-        seen = np.flatnonzero(patch.roi.holds(x, y))
+    for patch in cut_patches(box, 60, 25, 10, sources_at(x, y), measured, (200, 300)):
+        roi = patch.roi
+        seen = np.flatnonzero(Box(roi.x0 - 10, roi.y0 - 10, roi.x1 + 10, roi.y1 + 10).holds(x, y))
         np.testing.assert_array_equal(np.sort(np.concatenate([patch.own, patch.halo])), seen)
         assert patch.roi.x0 == max(0, patch.base.x0 - 25)
         assert patch.roi.y1 == min(200, patch.base.y1 + 25)
@@ -42,7 +43,7 @@ def test_halo_holds_all_others_that_the_patch_sees_also_those_not_measured():
 def test_empty_patches_are_left_out_and_crowded_ones_cost_more():
     x = np.concatenate([np.full(30, 50.0), [350.0]])
     y = np.full(31, 50.0)
-    patches = cut_patches(Box(0, 0, 400, 100), 100, 20, sources_at(x, y), np.ones(31, bool), (100, 400))
+    patches = cut_patches(Box(0, 0, 400, 100), 100, 15, 5, sources_at(x, y), np.ones(31, bool), (100, 400))
     assert [p.key for p in patches] == ["r00_c00", "r00_c03"]
     assert patches[0].cost > 5 * patches[1].cost
 

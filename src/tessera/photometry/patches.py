@@ -67,7 +67,7 @@ def grid(box: Box, columns: int, rows: int) -> list[list[Box]]:
 
 
 def cut_patches(
-    box: Box, size: int, halo: int, sources: Sources, measured: NDArray[np.bool_], shape: tuple[int, int]
+    box: Box, size: int, halo: int, reach: int, sources: Sources, measured: NDArray[np.bool_], shape: tuple[int, int]
 ) -> list[Patch]:
     """Lay patches over the cropped frame and give each its sources.
 
@@ -79,6 +79,9 @@ def cut_patches(
         Wanted side of a patch, pixels.
     halo
         Pixels around the base box that are fitted along; they may reach into the cropped edge.
+    reach
+        Pixels beyond those from which sources shine in: they are fitted along, or a bright one just outside would
+        be taken for sky.
     sources
         All sources of the catalog.
     measured
@@ -95,13 +98,13 @@ def cut_patches(
     boxes = grid(box, max(1, round(box.width / size)), max(1, round(box.height / size)))
     patches = []
     for r, row in enumerate(boxes):
-        in_row = np.flatnonzero(_rows_near(sources.y, row[0].y0 - halo, row[0].y1 + halo))
+        in_row = np.flatnonzero(_rows_near(sources.y, row[0].y0 - halo - reach, row[0].y1 + halo + reach))
         for c, base in enumerate(row):
             roi = base.grown(halo, frame)
             x, y = sources.x[in_row], sources.y[in_row]
             own = in_row[base.holds(x, y) & measured[in_row]]
             if own.size:
-                seen = in_row[roi.holds(x, y)]
+                seen = in_row[Box(roi.x0 - reach, roi.y0 - reach, roi.x1 + reach, roi.y1 + reach).holds(x, y)]
                 patches.append(Patch(f"r{r:02d}_c{c:02d}", base, roi, own, np.setdiff1d(seen, own)))
     return patches
 

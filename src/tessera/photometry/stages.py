@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from hpc.context import Context
 
-_HALO_BEYOND_PSF: Final = 2
-"""Pixels that a halo is wider than half a PSF stamp, as in tract7dt: positions move during the fit."""
+_BEYOND_PSF: Final = 2
+"""Pixels beyond half a PSF stamp from which a source may still shine in: positions move during the fit."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ class Field:
     def patches(self) -> list[Patch]:
         """Return the patches that measure something."""
         options = self.options
-        halo = max(options.epsf.final_psf_size // 2 + _HALO_BEYOND_PSF, options.patches.halo_pix_min)
-        size = options.patches.patch_size
-        return cut_patches(self.box, size, halo, self.catalog.sources, self.active, self.frames.shape)
+        size, halo = options.patches.patch_size, options.patches.halo_pix_min
+        reach = options.epsf.final_psf_size // 2 + _BEYOND_PSF
+        return cut_patches(self.box, size, halo, reach, self.catalog.sources, self.active, self.frames.shape)
 
 
 class Loaded(Protocol):
