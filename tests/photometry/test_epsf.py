@@ -5,11 +5,12 @@ import pytest
 from photometry.made_frames import GAIN, SKY_SIGMA
 
 from tessera.photometry import epsf
-from tessera.photometry.epsf import CellPsf, build_cell, field_of_cells, growth_curve, width_of
+from tessera.photometry.epsf import CellPsf, build_cell, field_of_cells
 from tessera.photometry.options import EpsfOptions
 from tessera.photometry.patches import grid
 from tessera.photometry.psf import PsfField
 from tessera.photometry.psf_grids import moffat, moffat_field, stamp_offsets
+from tessera.photometry.psf_shape import growth_curve, width_of
 from tessera.photometry.select import Box
 from tessera.photometry.sources import Sources
 

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from tessera.photometry.epsf import width_of
 from tessera.photometry.errors import PsfFileError
 from tessera.photometry.psf import PsfField
 from tessera.photometry.psf_files import read_psf, write_grid
 from tessera.photometry.psf_grids import Bilinear, Polynomial, gaussian, moffat_field, stamp_offsets
+from tessera.photometry.psf_shape import width_of
 
 
 def test_own_grid_reads_back_identically(tmp_path):

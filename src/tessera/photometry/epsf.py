@@ -21,6 +21,7 @@ from tessera.photometry.moffat_fit import MoffatFit, fit_moffat
 from tessera.photometry.options import EpsfOptions
 from tessera.photometry.psf import PsfField
 from tessera.photometry.psf_grids import Bilinear, moffat_field, stamp_offsets
+from tessera.photometry.psf_shape import growth_curve, width_of
 from tessera.photometry.select import Box
 from tessera.photometry.sources import Sources
 from tessera.photometry.stars import (
@@ -215,21 +216,6 @@ def _finish(stamps: Stamps, profile: MoffatFit, expected: float, options: EpsfOp
     return _judged(stamp, stars, profile, expected, note, options)
 
 
-def width_of(psf: PsfField) -> float:
-    """Return the FWHM, pixels, of the mean stamp of a PSF: twice the mean radius at half of the peak."""
-    stamp = psf.stamps[0]
-    half = stamp.shape[0] // 2
-    cross = np.stack([stamp[half, half:], stamp[half, half::-1], stamp[half:, half], stamp[half::-1, half]]).mean(
-        axis=0
-    )
-    below = np.flatnonzero(cross < cross[0] / 2)
-    if cross[0] <= 0 or below.size == 0:
-        return np.nan
-    k = int(below[0])
-    share = (cross[k - 1] - cross[0] / 2) / (cross[k - 1] - cross[k])
-    return float(2 * (k - 1 + share) / psf.oversampling)
-
-
 def _profile_field(profile: MoffatFit, options: EpsfOptions) -> PsfField:
     oversampling = stamp_oversampling(options)
     offsets = stamp_offsets(options.final_psf_size, oversampling)
@@ -355,17 +341,6 @@ def _judged(
         ok=not reason,
         reason=reason or note,
     )
-
-
-def growth_curve(stamp: Floats, oversampling: int) -> tuple[Floats, Floats]:
-    """Return radii (pixels) and the flux within them, for a stamp as in `PsfField`."""
-    half = stamp.shape[0] // 2
-    offsets = np.arange(-half, half + 1) / oversampling
-    radius = np.hypot(offsets[None, :], offsets[:, None])
-    order = np.argsort(radius, axis=None, kind="stable")
-    flux = np.cumsum(stamp.ravel()[order]) / oversampling**2
-    radii = np.arange(0.5, half / oversampling + 0.25, 0.5)
-    return radii, flux[np.searchsorted(radius.ravel()[order], radii, side="right") - 1]
 
 
 def _complaint(stamp: Floats, width: float, growth: Floats, expected: float) -> str:
