@@ -20,6 +20,7 @@ from hpc.rundir import RunDir
 from hpc.settings import Settings
 from hpc.stop import StopFlag
 from hpc.store.journal import Journal
+from hpc.store.patience import insist
 from hpc.store.records import read_record
 from hpc.store.writer import Writer
 from hpc.watch.progress import Pulse
@@ -69,14 +70,18 @@ class Life:
 
     def start_writer(self, stage: str) -> Writer:
         """Start the writer of a stage; it is also what a stop signal flushes."""
-
-        def warn(text: str) -> None:
-            self.log.warning(text)
-            self.source.event("warning", text=text, rank=self.ranks.rank)
-
         directory = self.run.stage(stage)
-        self.saving = Writer(directory, stage, self.attempt, self.ranks.rank, self.settings.checkpoint, warn)
+        self.saving = Writer(directory, stage, self.attempt, self.ranks.rank, self.settings.checkpoint, self.warn)
         return self.saving
+
+    def warn(self, text: str) -> None:
+        """Log a warning and put it among the events."""
+        self.log.warning("%s", text)
+        self.source.event("warning", text=text, rank=self.ranks.rank)
+
+    def insist(self, action: Callable[[], None]) -> None:
+        """Do something that writes files and may be repeated, again while the disk is full or failing."""
+        insist(action, self.settings.checkpoint.deadline, self.warn)
 
     def read_record(self, path: Path, stage: str) -> dict[str, Any] | None:
         """Return a sealed record of a stage; one that is damaged counts as absent, and that is said."""

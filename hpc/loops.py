@@ -47,8 +47,8 @@ def run_loop(stage: Loop, index: int, life: Life) -> bool:
         saver.save(number, state)
         cost = saver.close()
         with life.ctx.timed(f"finish {stage.name}"):
-            stage.finish(state, life.ctx)
-        write_record(marker, {"steps": number})
+            life.insist(lambda: stage.finish(state, life.ctx))
+        life.insist(lambda: write_record(marker, {"steps": number}))
         _end(life, stage.name, number, number - first, life.here.busy - busy, cost)
     life.ranks.barrier()
     return True

@@ -211,17 +211,16 @@ def _complete(stage: Map, directory: Path, plan: Plan, desk: Desk, life: Life, c
         )
         raise RankError(msg)
     keys = {u.key for u in plan.units}
+    results = StoredResults(directory, {k: f for k, f in home.items() if k in keys})
     with life.ctx.timed(f"merge {stage.name}"):
-        stage.merge(StoredResults(directory, {k: f for k, f in home.items() if k in keys}), life.ctx)
-    desk.save_quarantine()
-    write_record(
-        directory / "complete.json",
-        {
-            "units": len(plan.units),
-            "quarantined": sorted(desk.quarantine),
-            "segments": sorted(set(home.values())),
-        },
-    )
+        life.insist(lambda: stage.merge(results, life.ctx))
+    record = {
+        "units": len(plan.units),
+        "quarantined": sorted(desk.quarantine),
+        "segments": sorted(set(home.values())),
+    }
+    life.insist(desk.save_quarantine)
+    life.insist(lambda: write_record(directory / "complete.json", record))
     seconds = desk.progress.end()
     desk.event("stage_end", stage=stage.name, seconds=seconds, units=len(plan.units), ranks=costs)
 
