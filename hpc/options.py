@@ -113,7 +113,11 @@ def _absolute(hint: Any, value: Any, base: Path) -> Any:
         arms = get_args(hint)
         if any(value in get_args(a) for a in arms if get_origin(a) is Literal):
             return value  # a word such as "auto", not a path
-        for arm in _sections(arms, value) or arms:
+        try:
+            section = _section(arms, value)
+        except _WrongValueError:  # `build` says so
+            return value
+        for arm in arms if section is None else (section,):
             value = _absolute(arm, value, base)
         return value
     if hint is Path and isinstance(value, str):
@@ -196,8 +200,11 @@ def _convert_union(
 ) -> Any:
     if value is None and type(None) in arms:
         return None
+    section = _section(arms, value)
+    if section is not None:
+        return _build(section, value, where, complaints)
     wrongs = []
-    for arm in _sections(arms, value) or arms:
+    for arm in arms:
         if arm is type(None):
             continue
         hint = typing.Annotated[arm, bounds] if bounds is not None and get_origin(arm) is not Literal else arm
@@ -208,19 +215,24 @@ def _convert_union(
     raise _WrongValueError("; or ".join(wrongs) + ("; or null" if type(None) in arms else ""))
 
 
-def _sections(arms: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
-    """Return the section of a union of sections that a mapping is meant to be; nothing if that is not the question.
+def _section(arms: tuple[Any, ...], value: Any) -> Any:
+    """Return the section of a union of sections that a mapping is meant to be; None if that is not the question.
 
     Sections are told apart by a ``Literal`` field with a single word, such as ``launcher: slurm``.
     """
-    sections = tuple(arm for arm in arms if dataclasses.is_dataclass(arm))
+    sections = [arm for arm in arms if dataclasses.is_dataclass(arm)]
     if not sections or not isinstance(value, Mapping):
-        return ()
+        return None
+    words: dict[str, list[str]] = {}
     for section in sections:
-        marks = {k: get_args(h) for k, h in typing.get_type_hints(section).items() if get_origin(h) is Literal}
-        if all(value[k] in words for k, words in marks.items() if k in value and len(words) == 1):
-            return (section,)
-    return sections[:1]
+        hints = typing.get_type_hints(section)
+        marks = {k: get_args(h)[0] for k, h in hints.items() if get_origin(h) is Literal and len(get_args(h)) == 1}
+        if all(value.get(key, word) == word for key, word in marks.items()):
+            return section
+        for key, word in marks.items():
+            words.setdefault(key, []).append(word)
+    wrong = "; ".join(f"{key}: there is no {value[key]!r}; {nearest(str(value[key]), w)}" for key, w in words.items())
+    raise _WrongValueError(wrong)
 
 
 def _convert_literal(valid: tuple[Any, ...], value: Any) -> Any:

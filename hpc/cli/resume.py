@@ -42,11 +42,11 @@ def main(arguments: Sequence[str]) -> int:
             from hpc.launch.plan import dry_run
 
             return dry_run(settings)
-        from hpc.launch.slurm import require_slurm
+        from hpc.launch.slurm import require_acceptable
         from hpc.launch.start import refuse_if_submitted
 
-        require_slurm()
         refuse_if_submitted(path)
+        require_acceptable(cluster, 1, path)
     RunDir.prepare(run.path, plain(settings))
     if given.retry_failed:
         print(f"{run.forget_quarantine()} quarantined units will be tried again")

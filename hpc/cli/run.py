@@ -54,13 +54,13 @@ def run(overrides: Sequence[str], folders: Sequence[Path]) -> int:
     composed = compose_run(overrides, folders, Path.cwd())
     cluster = composed.settings.cluster
     if isinstance(cluster, SlurmCluster):
-        from hpc.launch.slurm import require_slurm
+        from hpc.launch.slurm import require_acceptable
 
         if cluster.dry_run:
             from hpc.launch.plan import dry_run
 
             return dry_run(composed.settings)
-        require_slurm()
+        require_acceptable(cluster, 1, composed.settings.run.dir)
     directory = RunDir.prepare(composed.settings.run.dir, composed.mapping)
     return start(directory.path, composed.mapping["job"]["name"], cluster)
 

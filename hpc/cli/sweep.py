@@ -68,7 +68,7 @@ def _prepare(members: Sequence[Member]) -> Path:
 
 def _submit(members: Sequence[Member]) -> int:
     from hpc.launch.plan import sweep_script
-    from hpc.launch.slurm import require_slurm
+    from hpc.launch.slurm import require_acceptable
 
     settings = [member.composed.settings for member in members]
     cluster = common_cluster(settings)
@@ -76,7 +76,7 @@ def _submit(members: Sequence[Member]) -> int:
     if cluster.dry_run:
         print(f"\n{sweep_script(settings, cluster)}")
         return EXIT_DONE
-    require_slurm()
+    require_acceptable(cluster, 1, settings[0].run.dir.parent)
     directory = _prepare(members)
     return submit_sweep(directory, {s.run.dir: s for s in settings})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -9,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Final
 
@@ -17,11 +18,14 @@ from hpc.errors import LaunchError
 from hpc.launch.comeback import RUNS_FILE
 from hpc.launch.environment import find_mpiexec, without_outer_job
 from hpc.launch.payload import Payload
-from hpc.launch.script import Batch, parameters, rank_python
+from hpc.launch.script import Batch, parameters, rank_python, script_text
 from hpc.options import plain
 from hpc.settings import SlurmCluster
 from hpc.watch.queued import read_statuses
 from hpc.watch.submissions import Submission, last_submission, record_submission
+
+_PATIENCE: Final = 60.0
+"""Seconds for SLURM's commands to answer."""
 
 _REMEDIES: Final = (
     ("invalid partition", "cluster.partition: choose one of {partitions}"),
@@ -35,9 +39,11 @@ _REMEDIES: Final = (
     ("more processors", "cluster.ranks_per_node x cluster.threads_per_process: ask for fewer than a node has CPUs"),
     (
         "node configuration",
-        "ask for less per node: cluster.ranks_per_node, threads_per_process, mem (sinfo -o '%N %c %m')",
+        "ask for no more nodes than there are ({partitions}), and less of each: cluster.ranks_per_node, "
+        "threads_per_process, mem (sinfo -o '%N %c %m')",
     ),
     ("reservation", "cluster.reservation: see scontrol show reservation"),
+    ("license", "cluster.sbatch: see scontrol show licenses"),
     ("dependency", "cluster.after, cluster.dependency: the job it waits for must be known to SLURM"),
     ("node name", "cluster.nodelist, cluster.exclude: see sinfo -N for the names"),
     ("unrecognized option", "cluster.sbatch: see man sbatch for the flags of this SLURM"),
@@ -74,20 +80,44 @@ def submit(runs: Sequence[Path], cluster: SlurmCluster, name: str, folder: Path,
     hpc.errors.LaunchError
         If SLURM is not there or refuses, with its own words and a remedy.
     """
-    require_slurm()
+    _require_commands()
     size = array_limit() if len(runs) > 1 else 1
     chunks = [runs[i : i + size] for i in range(0, len(runs), size)]
     return [s for chunk in chunks for s in _submit_chunk(chunk, cluster, name, folder, log_folder)]
 
 
-def require_slurm() -> None:
-    """Raise if this is no machine to submit from.
+def require_acceptable(cluster: SlurmCluster, members: int, directory: Path) -> None:
+    """Let sbatch judge the script before anything is written (``--test-only``).
+
+    sbatch itself takes jobs that can never start, such as one for more nodes than there are.
+
+    Parameters
+    ----------
+    cluster, members
+        What would be submitted.
+    directory
+        Of the run or the sweep.
 
     Raises
     ------
     hpc.errors.LaunchError
-        With the remedy.
+        If SLURM is not there or would refuse, with its own words and a remedy.
     """
+    _require_commands()
+    batch = plan_batch(cluster, "tessera", members, directory / "slurm" / "1", directory / "logs")
+    script = script_text(cluster, batch)
+    try:
+        with _own_environment():
+            done = subprocess.run(
+                ["sbatch", "--test-only"], input=script, capture_output=True, text=True, timeout=_PATIENCE, check=False
+            )
+    except subprocess.TimeoutExpired:
+        return  # a busy controller is no refusal
+    if done.returncode and _remedy(done.stderr) is not None:
+        raise LaunchError(explain_refusal(done.stderr))
+
+
+def _require_commands() -> None:
     for command in ("sbatch", "srun"):
         if shutil.which(command) is None:
             msg = (
@@ -153,7 +183,7 @@ def _submit_chunk(
     batch = plan_batch(cluster, name, len(runs), own, log_folder)
     executor = SlurmExecutor(own, python=rank_python(cluster, batch))
     executor.update_parameters(**parameters(cluster, batch))
-    with _own_environment(), _refusals():
+    with _own_environment(), _refusals(), redirect_stderr(io.StringIO()):  # it would print sbatch's words, too
         jobs = executor.submit_array([Payload(str(run)) for run in runs])
     section = plain(cluster)
     return [
@@ -197,21 +227,25 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except (FailedJobError, FailedSubmissionError) as error:
-        raise LaunchError(explain_refusal(str(error.__cause__ or error))) from error
+        raise LaunchError(explain_refusal(str(error))) from error
 
 
 def explain_refusal(said: str) -> str:
     """Return the scheduler's own words and what helps against them."""
-    lines = [line.partition("error: ")[2] for line in said.splitlines() if "error: " in line]
-    words = "; ".join(dict.fromkeys(lines)) or said.strip()
-    remedy = next((r for sign, r in _REMEDIES if sign in words.lower()), "see the script with cluster.dry_run=true")
+    lines = [re.sub(r"^(sbatch: )?(error: )?", "", line) for line in said.splitlines()]
+    words = "; ".join(dict.fromkeys(line for line in lines if line))
+    remedy = _remedy(said) or "see the script with cluster.dry_run=true"
     return f"SLURM refused the job: {words}\n{remedy.replace('{partitions}', partitions())}"
+
+
+def _remedy(said: str) -> str | None:
+    return next((remedy for sign, remedy in _REMEDIES if sign in said.lower()), None)
 
 
 def partitions() -> str:
     """Return the partitions with their limits, as far as SLURM tells."""
     try:
-        command = ["sinfo", "-h", "-o", "%R (%D nodes, up to %l)"]
+        command = ["sinfo", "-h", "-o", "%R (%D nodes, limit %l)"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return "those of sinfo"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from hpc.errors import EXIT_DONE, EXIT_FAILED, EXIT_QUARANTINED, EXIT_STOPPED, LockedError
+from hpc.rundir import RunDir
 from hpc.settings import ClusterSettings, LocalCluster, SlurmCluster
 from hpc.watch.queued import read_statuses
 from hpc.watch.submissions import Submission, last_submission
@@ -113,7 +114,8 @@ def wait(run: Path) -> int:
     except KeyboardInterrupt:
         print(f"\nthe job goes on; watch it with: tessera status {run} --watch")  # noqa: T201 - this is the screen
         return EXIT_DONE
-    code = _ENDED[status.state]
+    failure = RunDir(run).read_failure() if status.state == "failed" else None
+    code = int((failure or {}).get("exit_code", _ENDED[status.state]))
     from rich.console import Console
 
     log = max((run / "logs").glob("slurm-*.log"), default=run / "logs" / "slurm.log", key=lambda p: p.stat().st_mtime)

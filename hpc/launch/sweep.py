@@ -130,10 +130,13 @@ def resume_sweep(directory: Path, resettled: Callable[[RunDir], Settings], *, re
         return EXIT_DONE
     in_slurm = any(isinstance(settings.cluster, SlurmCluster) for settings in runs.values())
     if in_slurm:
+        from hpc.launch.slurm import require_acceptable
+
         cluster = common_cluster(list(runs.values()))
         if cluster.dry_run:
             print(f"would be submitted: {crew_text(cluster)} for each")  # noqa: T201 - this is the screen
             return EXIT_DONE
+        require_acceptable(cluster, 1, directory)
     for run, settings in runs.items():
         RunDir.prepare(run, plain(settings))
         if retry_failed:

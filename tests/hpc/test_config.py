@@ -54,7 +54,8 @@ def test_every_engine_key_is_documented_and_has_the_default_of_its_field(folders
     del written["run"]["sweep_dir"]
     assert {**written, "job": composed.mapping["job"]} == composed.mapping == defaults
     slurm = resolved(compose_config(("job=toy", "cluster=slurm", "run.dir=/r"), folders), (), folders)["cluster"]
-    assert slurm == plain(SlurmCluster())
+    assert build(SlurmCluster, slurm) == SlurmCluster()
+    assert slurm.keys() == plain(SlurmCluster()).keys()
     for file in (LISTS / "config.yaml", *(LISTS / "cluster").glob("[!e]*.yaml")):
         for line in file.read_text().splitlines():
             if ":" in line and not line.startswith("#") and not line.rstrip().endswith(":"):
