@@ -1,4 +1,4 @@
-"""`tessera report`: write the report page of a run anew from what lies in its directory."""
+"""`tessera report`: write the report page of a run, or the table of a sweep, anew from what lies there."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ from hpc.errors import EXIT_DONE
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write ``RUN/report/index.html`` and print its path."""
-    parser = Parser("report", "Write a run's report page, a single HTML file with its pictures, anew.")
-    parser.add_argument("run", type=Path, help="the run directory")
+    """Write ``RUN/report/index.html``, or ``SWEEP_DIR/sweep.csv`` and ``.h5``, and print the path."""
+    parser = Parser("report", "Write a run's report page, or the table of a sweep with a row for each run, anew.")
+    parser.add_argument("run", type=Path, help="the directory of a run or of a sweep")
     given = parser.read(arguments)
+    from hpc.watch.sweeps import is_sweep
+
+    if is_sweep(given.run):
+        from hpc.report.gather import gather
+
+        print("\n".join(map(str, gather(given.run.absolute()))))
+        return EXIT_DONE
     from hpc.load import load_job
     from hpc.report.write import write_report
     from hpc.rundir import RunDir

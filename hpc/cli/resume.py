@@ -30,7 +30,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("-cd", "--config-dir", action="append", default=[], help="folder with cluster/NAME.yaml")
     given = parser.read(arguments)
     path = given.run.absolute()
-    from hpc.launch.sweep import is_sweep, resume_sweep
+    from hpc.launch.sweep import resume_sweep
+    from hpc.watch.sweeps import is_sweep
 
     if is_sweep(path):
         return resume_sweep(path, lambda run: _resettled(run, given), retry_failed=given.retry_failed)

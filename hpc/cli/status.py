@@ -17,6 +17,7 @@ from hpc.watch.queued import read_statuses
 from hpc.watch.scheduler import efficiency
 from hpc.watch.screen import listing, screen
 from hpc.watch.status import LIVE, RunStatus, find_runs
+from hpc.watch.sweeps import is_sweep, read_sweep
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -44,7 +45,8 @@ def _read(path: Path) -> list[RunStatus]:
 
 def _picture(runs: Sequence[RunStatus], path: Path) -> RenderableType:
     if [run.path for run in runs] != [str(path)]:
-        return listing(runs, path)
+        labels = {str(path / m.run): m.label for m in read_sweep(path)} if is_sweep(path) else {}
+        return listing(runs, path, labels)
     parts = [screen(runs[0], time.time())]
     if runs[0].slurm_job and (used := efficiency(runs[0].slurm_job)):
         parts.append(Text(used, style="dim"))

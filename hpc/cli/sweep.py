@@ -13,9 +13,10 @@ from hpc.cli.compose import Composed, compose_run, expand, sweep_directory
 from hpc.errors import EXIT_DONE, EXIT_STOPPED, TesseraError
 from hpc.launch.outcome import resume_line
 from hpc.launch.start import start
-from hpc.launch.sweep import SEVERITY, MemberRecord, common_cluster, submit_sweep, write_sweep
+from hpc.launch.sweep import SEVERITY, common_cluster, submit_sweep
 from hpc.rundir import RunDir
 from hpc.settings import SlurmCluster
+from hpc.watch.sweeps import MemberRecord, write_sweep
 
 _MEANING = {0: "done", 1: "failed", 2: "bad input", 3: "quarantined", 75: "stopped"}
 
@@ -52,6 +53,9 @@ def sweep(overrides: Sequence[str], folders: Sequence[Path], base: Path) -> int:
         if codes[-1] == EXIT_STOPPED:
             break
     _print_summary(members, codes)
+    from hpc.report.gather import gather
+
+    print(f"table    {gather(members[0].composed.settings.run.dir.parent)[0]}")
     return max(codes, key=SEVERITY.index, default=EXIT_DONE)
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -39,8 +40,10 @@ _REMEDIES: Final = (
     ("more processors", "cluster.ranks_per_node x cluster.threads_per_process: ask for fewer than a node has CPUs"),
     (
         "node configuration",
-        "ask for no more nodes than there are ({partitions}), and less of each: cluster.ranks_per_node, "
-        "threads_per_process, mem (sinfo -o '%N %c %m')",
+        (
+            "ask for no more nodes than there are ({partitions}), and less of each: cluster.ranks_per_node, "
+            "threads_per_process, mem (sinfo -o '%N %c %m')"
+        ),
     ),
     ("reservation", "cluster.reservation: see scontrol show reservation"),
     ("license", "cluster.sbatch: see scontrol show licenses"),
@@ -82,8 +85,12 @@ def submit(runs: Sequence[Path], cluster: SlurmCluster, name: str, folder: Path,
     """
     _require_commands()
     size = array_limit() if len(runs) > 1 else 1
-    chunks = [runs[i : i + size] for i in range(0, len(runs), size)]
-    return [s for chunk in chunks for s in _submit_chunk(chunk, cluster, name, folder, log_folder)]
+    submitted: list[Submission] = []
+    for first in range(0, len(runs), size):
+        # A throttle is kept over several arrays by letting each wait for the one before.
+        after = f"afterany:{submitted[-1].job_id}" if submitted and cluster.array_parallelism else None
+        submitted += _submit_chunk(runs[first : first + size], cluster, name, folder, log_folder, after)
+    return submitted
 
 
 def require_acceptable(cluster: SlurmCluster, members: int, directory: Path) -> None:
@@ -173,7 +180,7 @@ def array_limit() -> int:
 
 
 def _submit_chunk(
-    runs: Sequence[Path], cluster: SlurmCluster, name: str, folder: Path, log_folder: Path
+    runs: Sequence[Path], cluster: SlurmCluster, name: str, folder: Path, log_folder: Path, after: str | None
 ) -> list[Submission]:
     from submitit import SlurmExecutor
 
@@ -181,6 +188,8 @@ def _submit_chunk(
     log_folder.mkdir(parents=True, exist_ok=True)
     (own / RUNS_FILE).write_text("".join(f"{run}\n" for run in runs), encoding="utf-8")
     batch = plan_batch(cluster, name, len(runs), own, log_folder)
+    if after:
+        batch = replace(batch, dependency=",".join(filter(None, (batch.dependency, after))))
     executor = SlurmExecutor(own, python=rank_python(cluster, batch))
     executor.update_parameters(**parameters(cluster, batch))
     with _own_environment(), _refusals(), redirect_stderr(io.StringIO()):  # it would print sbatch's words, too

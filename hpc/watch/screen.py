@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -188,8 +188,18 @@ def _rank_summary(status: RunStatus, now: float) -> Text:
     )
 
 
-def listing(runs: Sequence[RunStatus], base: Path) -> Table:
-    """Return a table with one line for each run, paths relative to ``base`` where they lie below it."""
+def listing(runs: Sequence[RunStatus], base: Path, labels: Mapping[str, str]) -> Table:
+    """Return a table with one line for each run.
+
+    Parameters
+    ----------
+    runs
+        What to show.
+    base
+        Paths below it are shown relative to it.
+    labels
+        What a run of a sweep computes, by path.
+    """
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("run", "job", "state", "stage", "done", "rate", "to go", "ranks", "heard"):
         table.add_column(name, justify="right" if name in {"done", "rate", "to go", "ranks", "heard"} else "left")
@@ -200,7 +210,7 @@ def listing(runs: Sequence[RunStatus], base: Path) -> Table:
         note = Text(f" {told.partition(chr(10))[0][:_NOTE]}", style="dim") if told else Text()
         table.add_row(
             Text(str(path.relative_to(base)) if path.is_relative_to(base) else run.path),
-            Text(run.job),
+            Text(labels.get(run.path, run.job)),
             state_text(run) + note,
             Text(stage.name if stage and run.state not in {"done", "quarantined"} else ""),
             f"{stage.done}/{stage.total}" if stage else "",

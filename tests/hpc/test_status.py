@@ -114,7 +114,7 @@ def test_damaged_and_young_runs_do_not_hide_the_others(tmp_path):
     (write_run(tmp_path / "d") / "config.yaml").write_text("[")
     states = [read_status(run, NOW).state for run in find_runs(tmp_path)]
     assert states == ["running", "unreadable", "not started", "unreadable"]
-    shown = text(listing([read_status(run, NOW) for run in find_runs(tmp_path)], tmp_path), 200)
+    shown = text(listing([read_status(run, NOW) for run in find_runs(tmp_path)], tmp_path, {}), 200)
     assert [row.split()[0] for row in shown.splitlines()] == ["run", "a", "b", "c", "d"]
 
 
