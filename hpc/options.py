@@ -239,7 +239,7 @@ def _convert_literal(valid: tuple[Any, ...], value: Any) -> Any:
     for candidate in valid:
         if value == candidate and isinstance(value, bool) == isinstance(candidate, bool):
             return candidate
-    raise _WrongValueError(f"{value!r} is not one of them; {nearest(str(value), [str(v) for v in valid])}")  # noqa: EM102
+    raise _WrongValueError(f"{value!r} is not a valid choice; {nearest(str(value), [str(v) for v in valid])}")  # noqa: EM102
 
 
 def _convert_tuple(arms: tuple[Any, ...], value: Any, where: str, complaints: list[str]) -> Any:

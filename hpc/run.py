@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any, Final
 
 from hpc import threads
 from hpc.context import Context
 from hpc.desk import Desk, DeskThread, RemoteDesk
-from hpc.errors import EXIT_DONE, EXIT_QUARANTINED, EXIT_STOPPED, LockedError, TesseraError
+from hpc.device import device_of
+from hpc.errors import EXIT_DONE, EXIT_QUARANTINED, EXIT_STOPPED, LockedError
 from hpc.grace import Grace
 from hpc.job import Job, Map
 from hpc.life import Heartbeat, Life
@@ -117,14 +117,15 @@ def _begin(run: RunDir, settings: Settings, ranks: Ranks, budget: int, flag: Sto
     if ranks.rank == 0:
         progress = Progress(run.progress_file, attempt, ranks.size, budget)
         desk = Desk(progress, Events(run.events_file))
-        desk.event("run_start", attempt=attempt, ranks=ranks.size, threads=budget, pid=os.getpid())
+        facts = {"device": device_of(ranks.local_rank), "pid": os.getpid()}
+        desk.event("run_start", attempt=attempt, ranks=ranks.size, threads=budget, **facts)
     source = desk if desk is not None else RemoteDesk(ranks.comm)  # type: ignore[attr-defined]
     log = logging.getLogger("tessera")
     homes: dict[str, Mapping[str, str]] = {}
     ctx = Context(
         ranks=ranks,
         threads=budget,
-        device=_device(ranks),
+        device=device_of(ranks.local_rank),
         seed=settings.seed,
         results_dir=run.results,
         log=log,
@@ -132,13 +133,6 @@ def _begin(run: RunDir, settings: Settings, ranks: Ranks, budget: int, flag: Sto
         stopping=lambda: bool(flag),
     )
     return Life(run, settings, digest, ranks, ctx, source, desk, flag, attempt, log, here, homes)
-
-
-def _device(ranks: Ranks) -> str:
-    """Return the GPU of this rank's place on its node, or ``cpu``; without importing a GPU library."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    count = len([d for d in visible.split(",") if d and d != "-1"])
-    return f"cuda:{ranks.local_rank % count}" if count else "cpu"
 
 
 def _desk_thread(life: Life) -> DeskThread | None:
@@ -227,6 +221,3 @@ def _report(job: Job, life: Life) -> None:
     except Exception as error:
         life.log.exception("the report could not be written; try again with: tessera report %s", life.run.path)
         life.source.event("warning", text=f"the report could not be written: {error!r}")
-        if isinstance(error, TesseraError):
-            with suppress(OSError):
-                life.run.report.unlink(missing_ok=True)

@@ -10,7 +10,9 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pytest
+
 from hpc import options, threads
+from hpc.device import device_of
 from hpc.errors import ConfigError, LaunchError, RankError, nearest
 from hpc.job import Unit
 from hpc.options import Range
@@ -49,7 +51,7 @@ def simulate(costs: list[float], size: int, truth: list[float] | None = None) ->
 def test_skewed_costs_end_close_to_the_ideal_makespan(size):
     costs = (np.random.default_rng(3).pareto(1.5, 10_000) + 0.1).clip(0, 50).tolist()
     makespan, grants = simulate(costs, size)
-    assert makespan <= 1.02 * max(sum(costs) / size, max(costs))
+    assert makespan <= 1.02 * max(sum(costs) / size, *costs)
     assert grants < 8000
 
 
@@ -120,7 +122,7 @@ def test_streams_depend_on_seed_and_key_alone():
 
 @pytest.mark.parametrize(("key", "cost"), [("", 1.0), ("a b", 1.0), ("../x", 1.0), ("a", 0.0), ("a", float("nan"))])
 def test_bad_units_are_refused(key, cost):
-    with pytest.raises(ValueError, match="key|cost"):
+    with pytest.raises(ValueError, match=r"key|cost"):
         Unit(key, cost)
 
 
@@ -217,6 +219,13 @@ def test_singletons_instead_of_a_world_are_refused(monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "4")
     with pytest.raises(LaunchError, match="--mpi=pmi2"):
         world()
+
+
+def test_each_rank_of_a_node_gets_its_gpu(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    assert [device_of(r) for r in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert device_of(0) == "cpu"
 
 
 def test_errors_carry_their_exit_code():
