@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from hpc.schedule import Grant, Queue
 from hpc.stop import Wish
-from hpc.store.atomic import write_json
-from hpc.store.records import sealed
+from hpc.store.records import write_keyed
 from hpc.watch.events import Events
 from hpc.watch.progress import Progress, Pulse
 
@@ -137,7 +136,7 @@ class Desk:
         if not self.quarantine:
             self._file.unlink(missing_ok=True)
         else:
-            write_json(self._file, {k: sealed(asdict(f)) for k, f in self.quarantine.items()})
+            write_keyed(self._file, {k: asdict(f) for k, f in self.quarantine.items()})
 
     def _note(self, wish: Wish) -> None:
         if wish and self.wish != "stop":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import traceback
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from hpc.job import Arrays, Map, Unit
 from hpc.life import Life
 from hpc.schedule import Queue
 from hpc.store.journal import Journal, deaths
-from hpc.store.records import unsealed, write_record
+from hpc.store.records import read_keyed, write_record
 from hpc.store.segments import Finished, StoredResults, scan, set_aside
 
 
@@ -227,17 +226,8 @@ def _complete(stage: Map, directory: Path, plan: Plan, desk: Desk, life: Life, c
 
 def _read_quarantine(directory: Path, stage: str, life: Life) -> dict[str, UnitFailure]:
     """Return the units an earlier attempt gave up; a damaged record is forgotten, and its unit tried again."""
-    found = {}
-    try:
-        records = json.loads((directory / "quarantine.json").read_bytes())
-        for key, record in records.items():
-            failure = UnitFailure(**unsealed(record))
-            if failure.key == key:
-                found[key] = failure
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, AttributeError) as error:
-        reason = f"{directory / 'quarantine.json'}: is damaged ({error}); the units that cannot be read are tried again"
-        life.source.event("fallback", stage=stage, reason=reason)
-        life.log.warning("%s", reason)
-    return found
+    records, problem = read_keyed(directory / "quarantine.json")
+    if problem:
+        life.source.event("fallback", stage=stage, reason=problem)
+        life.log.warning("%s: its units are tried again", problem)
+    return {key: UnitFailure(**record) for key, record in records.items()}

@@ -20,6 +20,7 @@ VERBS: Final = {
     "resume": "go on with a run, or a sweep, that was stopped, on any number of ranks",
     "cancel": "end a run, or all below a folder, in good order",
     "prepare": "make a run directory for a batch script of your own",
+    "verify": "read every checkpoint of a run and say what a resume would use",
     "report": "write a run's report page anew",
     "doctor": "check MPI, SLURM, threads, GPUs and the file system",
 }

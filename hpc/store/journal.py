@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,15 +39,22 @@ class Journal:
             os.write(self._descriptor, line.encode())
 
 
+def entries(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the (sign, key) of every whole line of a journal; what has no line end was cut short by a node loss."""
+    for line in text.split("\n")[:-1]:
+        if line[:1] in ("+", "-") and len(line) > 1:
+            yield line[0], line[1:]
+
+
 def deaths(directory: Path) -> Counter[str]:
     """Count, for each unit, the attempts in which it was begun and its process never came back."""
     count: Counter[str] = Counter()
     for path in sorted(directory.glob("begun-*.txt")):
         open_units: set[str] = set()
-        for line in path.read_text(errors="replace").split("\n")[:-1]:  # what has no line end was cut short
-            if line.startswith("+"):
-                open_units.add(line[1:])
-            elif line.startswith("-"):
-                open_units.discard(line[1:])
+        for sign, key in entries(path.read_text(errors="replace")):
+            if sign == "+":
+                open_units.add(key)
+            else:
+                open_units.discard(key)
         count.update(open_units)
     return count

@@ -1,8 +1,9 @@
 """One process group at a time may work in a run directory.
 
 The lock is a file made with ``link``, which is atomic on NFS too, naming its owner. The owner touches it with
-every heartbeat. A lock is taken over when its owner is a dead process of this host or has not touched it
-for a minute; taking over renames the stale file first, which only one contender can do.
+every heartbeat. A lock is taken over when its owner is a dead process of this host or, if it is of another host or
+cannot be read, has not touched it for a minute. Taking over renames the stale file first, which only one
+contender can do; one that came late and renamed the winner's new lock notices and puts it back.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hpc.errors import LockedError
+from hpc.store.records import sealed, unsealed
 
 STALE_AFTER: Final = 60.0
 """Seconds without a heartbeat after which an owner on another host counts as dead."""
@@ -41,7 +43,7 @@ class RunLock:
             "slurm_job": os.environ.get("SLURM_JOB_ID"),
         }
         mine = path.with_name(f"{path.name}.{self._owner['token']}")
-        mine.write_text(json.dumps(self._owner))
+        mine.write_text(json.dumps(sealed(self._owner)))
         try:
             for _ in range(10):
                 if self._try(mine):
@@ -55,10 +57,17 @@ class RunLock:
         with suppress(FileExistsError):
             os.link(mine, self.path)
             return True
+        try:
+            judged = self.path.read_bytes()
+        except FileNotFoundError:
+            return False
         refuse_if_held(self.path)
         stale = self.path.with_name(f"{self.path.name}.stale-{uuid.uuid4().hex[:8]}")
         with suppress(FileNotFoundError):
             self.path.rename(stale)
+            if stale.read_bytes() != judged:
+                with suppress(FileExistsError):
+                    os.link(stale, self.path)
             stale.unlink()
         return False
 
@@ -75,12 +84,11 @@ class RunLock:
 
 
 def read_owner(path: Path) -> dict[str, Any] | None:
-    """Return who holds the lock, None if nobody does."""
+    """Return who holds the lock, None if nobody does or the file is damaged."""
     try:
-        owner = json.loads(path.read_text())
+        return unsealed(json.loads(path.read_text()))
     except (OSError, ValueError):
         return None
-    return owner if isinstance(owner, dict) else None
 
 
 def refuse_if_held(path: Path) -> None:
@@ -92,20 +100,34 @@ def refuse_if_held(path: Path) -> None:
         Naming the owner.
     """
     owner = read_owner(path)
+    if owner is None and not _is_silent(path):
+        msg = (
+            f"{path}: cannot be read but was touched less than {STALE_AFTER:g} s ago, so a process may be working on "
+            "this run; try again in a minute, or remove the file if you know that there is none"
+        )
+        raise LockedError(msg)
     if owner is not None and not _is_dead(owner, path):
         job = f" (SLURM job {owner['slurm_job']})" if owner.get("slurm_job") else ""
         msg = (
             f"{path.parent}: this run is being worked on by process {owner['pid']} on {owner['host']}{job}; "
             "wait for it, or stop it first"
         )
+        if owner["host"] != socket.gethostname():
+            msg += f" (if that host is down: it counts as dead after {STALE_AFTER:g} s, or remove {path})"
         raise LockedError(msg)
 
 
 def _is_dead(owner: dict[str, Any], path: Path) -> bool:
-    if owner.get("host") == socket.gethostname():
-        return _started(int(owner["pid"])) != owner.get("started")
-    if owner.get("slurm_job") and owner["slurm_job"] == os.environ.get("SLURM_JOB_ID"):
+    if owner["host"] == socket.gethostname():
+        started = _started(owner["pid"])
+        return started is None or started != owner["started"]
+    if owner["slurm_job"] and owner["slurm_job"] == os.environ.get("SLURM_JOB_ID"):
         return True  # this very job before it was requeued to other nodes
+    return _is_silent(path)
+
+
+def _is_silent(path: Path) -> bool:
+    """Say whether nobody has touched the lock for a while; there may be none."""
     try:
         return time.time() - path.stat().st_mtime > STALE_AFTER
     except OSError:

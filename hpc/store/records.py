@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,6 +59,29 @@ def read_record(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         msg = f"{path}: the record is damaged ({error}) and counts as absent"
         raise CorruptFileError(msg) from error
+
+
+def write_keyed(path: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write records with a digest each, so that a damaged one does not cost the others."""
+    write_json(path, {key: sealed({**record, "key": key}) for key, record in records.items()})
+
+
+def read_keyed(path: Path) -> tuple[dict[str, dict[str, Any]], str]:
+    """Return the sound records of `write_keyed` by key, and what is wrong with the others ("" if nothing is)."""
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}, ""
+    except (OSError, ValueError) as error:
+        return {}, f"{path}: the records are damaged ({error}) and count as absent"
+    sound = {}
+    for key, record in content.items() if isinstance(content, dict) else ():
+        with suppress(ValueError):
+            found = unsealed(record)
+            if found.get("key") == key:
+                sound[key] = found
+    lost = len(content) - len(sound) if isinstance(content, dict) else 1
+    return sound, f"{path}: {lost} of its records are damaged and count as absent" if lost else ""
 
 
 def _digest(record: Mapping[str, Any]) -> str:

@@ -213,14 +213,29 @@ def set_aside(directory: Path, name: str) -> None:
     (directory / name).rename(directory / f"damaged-{name}")
 
 
-def _read_all(group: h5py.Group) -> None:
-    """Let HDF5 compare every checksum."""
+def read_whole(path: Path) -> tuple[list[str], int]:
+    """Read a segment's every byte and return its unit keys and the bytes of its arrays.
+
+    Raises
+    ------
+    hpc.errors.CorruptFileError
+        If any part is damaged, or of another schema.
+    """
+    with open_hdf5(path) as (group, attributes):
+        _check(path, attributes)
+        return [str(k) for k in read_array(group["keys"])], _read_all(group)
+
+
+def _read_all(group: h5py.Group) -> int:
+    """Let HDF5 compare every checksum; return the bytes that were read."""
+    sizes: list[int] = []
 
     def visit(_: str, node: object) -> None:
         if isinstance(node, h5py.Dataset):
-            node[()]
+            sizes.append(node[()].nbytes)
 
     group.visititems(visit)
+    return sum(sizes)
 
 
 class StoredResults:

@@ -1,19 +1,24 @@
-"""Look at every file of a run's checkpoints and say what is sound, and what a resume would use."""
+"""Look at every file that a resume reads and say what is sound, what is not, and what a resume would use.
+
+Nothing is ever written, and a run may be going on: what its ranks remove meanwhile is passed over.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hpc.errors import CorruptFileError
-from hpc.rundir import RunDir
+from hpc.errors import CorruptFileError, LockedError, RunDirError
+from hpc.rundir import RunDir, config_hash
 from hpc.store.atomic import TEMPORARY
 from hpc.store.generations import load_generation, load_newest
-from hpc.store.journal import deaths
-from hpc.store.segments import Segment, scan
+from hpc.store.journal import deaths, entries
+from hpc.store.lock import read_owner, refuse_if_held
+from hpc.store.records import read_keyed, read_record
+from hpc.store.segments import read_whole
+from hpc.watch.events import read_events
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,82 +41,201 @@ class Verdict:
 
 
 def verify_run(run: RunDir) -> Iterator[Verdict]:
-    """Check every segment, generation, commit record and journal of a run, reading all of them in full.
+    """Check every file of a run that another attempt reads, all of them in full.
 
     Yields
     ------
     Verdict
-        One per file, then one per stage that says what a resume would use.
+        One per file, and after each stage's files one that says what a resume would use of them.
     """
+    working = _is_held(run)
+    yield _config(run)
+    yield _provenance(run)
+    yield from _watched(run)
+    yield from _lock(run, working=working)
+    for path in sorted(p for p in run.path.rglob(f"*{TEMPORARY}*") if p.is_file()):
+        yield Verdict(
+            _name(path, run),
+            "note",
+            "being written" if working else "left by a killed writer; never read, removed next",
+        )
     for directory in sorted(p for p in (run.path / "checkpoints").glob("*") if p.is_dir()):
-        yield from _leftovers(directory, run)
-        yield from _segments(directory, run)
-        yield from _generations(directory, run)
-        yield _summary(directory)
+        yield from _Stage(run, directory, working).verdicts()
 
 
-def _leftovers(directory: Path, run: RunDir) -> Iterator[Verdict]:
-    for path in sorted(directory.glob(f"*{TEMPORARY}*")):
-        yield Verdict(_name(path, run), "note", "left by a killed writer; never read, removed by the next start")
-    for path in sorted(directory.glob("damaged-*")):
-        yield Verdict(_name(path, run), "note", "a damaged segment that was set aside; its units were run again")
+def _is_held(run: RunDir) -> bool:
+    try:
+        refuse_if_held(run.lock_file)
+    except LockedError:
+        return True
+    return False
 
 
-def _segments(directory: Path, run: RunDir) -> Iterator[Verdict]:
-    for path in sorted(directory.glob("seg-*.h5")):
-        try:
-            segment = Segment(path)
-        except CorruptFileError as error:
-            yield Verdict(_name(path, run), "bad", f"{error}; its units will be run again")
+def _config(run: RunDir) -> Verdict:
+    """Compare the configuration with the one the attempts worked with."""
+    try:
+        config = run.load_config()
+        record = read_record(run.provenance_file) or {}
+    except RunDirError as error:
+        return Verdict("config.yaml", "bad", str(error))
+    except CorruptFileError:
+        return Verdict("config.yaml", "note", "readable; what it was at the start is not known")
+    attempts = record.get("attempts", [])
+    if attempts and attempts[-1]["config_hash"] != config_hash({"job": config["job"], "seed": config.get("seed", 0)}):
+        return Verdict(
+            "config.yaml",
+            "bad",
+            "not what the run was started with (job or seed differ): restore it, resume refuses it",
+        )
+    return Verdict("config.yaml", "ok", f"as in {_count(len(attempts), 'attempt')}")
+
+
+def _provenance(run: RunDir) -> Verdict:
+    name = run.provenance_file.name
+    try:
+        record = read_record(run.provenance_file)
+    except CorruptFileError as error:
+        return Verdict(name, "bad", f"{error}; a resume sets it aside and begins a new one")
+    if record is None:
+        return Verdict(name, "note", "missing; no attempt has begun, or it was removed")
+    return Verdict(name, "ok", f"{_count(len(record['attempts']), 'attempt')}, tessera {record['version']}")
+
+
+def _watched(run: RunDir) -> Iterator[Verdict]:
+    """Look at the files that people watch; a resume does without them, but for ``--retry-failed``."""
+    if run.progress_file.exists():
+        progress = run.read_progress()
+        if progress is None:
+            yield Verdict("progress.json", "bad", "not readable; the next attempt writes it anew")
         else:
-            yield Verdict(_name(path, run), "ok", f"{len(segment)} units, {segment.nbytes / 2**20:.1f} MiB")
+            yield Verdict("progress.json", "ok", str(progress.get("state")))
+    if run.events_file.exists():
+        lines = len(run.events_file.read_bytes().splitlines())
+        cut = lines - sum(1 for _ in read_events(run.events_file))
+        text = f"{lines - cut} records" + (f"; {_count(cut, 'line')} cut short or damaged, passed over" if cut else "")
+        yield Verdict("events.jsonl", "note" if cut else "ok", text)
 
 
-def _generations(directory: Path, run: RunDir) -> Iterator[Verdict]:
-    for record in sorted(directory.glob("gen-*.json")):
+def _lock(run: RunDir, *, working: bool) -> Iterator[Verdict]:
+    if run.lock_file.exists():
+        owner = read_owner(run.lock_file)
+        who = f"process {owner.get('pid')} on {owner.get('host')}" if owner else "nobody that can be read"
+        yield Verdict(
+            "lock", "note", f"{who} works here" if working else f"left by {who}; the next attempt takes it over"
+        )
+
+
+@dataclass
+class _Stage:
+    """One stage's folder."""
+
+    run: RunDir
+    directory: Path
+    working: bool
+
+    def verdicts(self) -> Iterator[Verdict]:
+        """Check every file, then sum up."""
+        for path in sorted(self.directory.glob("damaged-*")):
+            yield self._of(path, "note", "was damaged and set aside; what it held was computed again")
+        home: dict[str, str] = {}
+        damaged = []
+        for path in sorted(self.directory.glob("seg-*.h5")):
+            verdict = self._segment(path, home)
+            damaged += [path] * (verdict.status == "bad")
+            yield verdict
+        yield from self._generations()
+        quarantine: set[str] = set()
+        yield from self._quarantine(quarantine)
+        yield from self._journals()
+        complete = None
         try:
-            number, state = load_generation(record)
+            complete = read_record(self.directory / "complete.json")
         except CorruptFileError as error:
-            yield Verdict(_name(record, run), "bad", str(error))
+            yield self._of(self.directory / "complete.json", "bad", f"{error}; a resume looks for itself what is done")
         else:
-            size = sum(a.nbytes for a in state.values()) / 2**20
-            yield Verdict(_name(record, run), "ok", f"state after step {number}, {size:.1f} MiB")
-    for data in sorted(directory.glob("gen-*.h5")):
-        if not data.with_suffix(".json").exists():
-            yield Verdict(_name(data, run), "note", "never committed; not used")
+            if complete is not None:
+                yield self._of(self.directory / "complete.json", "ok", "the stage is complete")
+        if any(self.directory.glob("gen-*")) or "steps" in (complete or {}):
+            yield self._loop(complete)
+        else:
+            yield self._map(complete, home, quarantine, damaged)
 
+    def _segment(self, path: Path, home: dict[str, str]) -> Verdict:
+        try:
+            keys, nbytes = read_whole(path)
+        except CorruptFileError as error:
+            return self._of(path, "bad", f"{error}; its units will be run again")
+        doubled = [key for key in keys if home.setdefault(key, path.name) != path.name]
+        text = f"{_count(len(keys), 'unit')}, {nbytes / 2**20:.2f} MiB"
+        if doubled:
+            return self._of(path, "note", f"{text}; {len(doubled)} of them are in an earlier segment too, which counts")
+        return self._of(path, "ok", text)
 
-def _summary(directory: Path) -> Verdict:
-    stage = directory.name
-    found = scan(directory)
-    quarantine = _json(directory / "quarantine.json")
-    complete = _json(directory / "complete.json")
-    if list(directory.glob("gen-*")) or "steps" in complete:
-        newest = load_newest(directory)
-        state = f"the state after step {newest.number}" if newest.state is not None else "nothing: it starts anew"
-        if complete:
-            state += "; the stage is complete"
-        return Verdict(stage, "bad" if newest.fallbacks else "ok", f"a resume would use {state}")
-    text = f"a resume would use {len(found.home)} units of {len(set(found.home.values()))} segments"
-    missing = complete.get("units", 0) - len(complete.get("quarantined", [])) - len(found.home) if complete else 0
-    notes = [
-        (found.doubled, f"{len(found.doubled)} units are in two segments, the first counts"),
-        (quarantine, f"{len(quarantine)} units in quarantine"),
-        (deaths(directory), f"units begun and never ended: {', '.join(sorted(deaths(directory))[:5])}"),
-        (complete, "the stage is complete"),
-        (missing > 0, f"{missing} UNITS ARE MISSING from a complete stage: remove its complete.json and resume"),
-    ]
-    text += "".join(f"; {note}" for present, note in notes if present)
-    return Verdict(stage, "bad" if missing > 0 or found.damaged else "ok", text)
+    def _generations(self) -> Iterator[Verdict]:
+        for record in sorted(self.directory.glob("gen-*.json")):
+            try:
+                number, state = load_generation(record)
+            except CorruptFileError as error:
+                if record.exists():  # or the working run has retired it meanwhile
+                    yield self._of(record, "bad", f"{error}; a resume goes back to the generation before")
+            else:
+                size = sum(a.nbytes for a in state.values()) / 2**20
+                yield self._of(record, "ok", f"state after step {number}, {size:.2f} MiB")
+        for data in sorted(self.directory.glob("gen-*.h5")):
+            if not data.with_suffix(".json").exists() and data.exists():
+                yield self._of(data, "note", "not committed; not used")
+
+    def _quarantine(self, keys: set[str]) -> Iterator[Verdict]:
+        file = self.directory / "quarantine.json"
+        records, problem = read_keyed(file)
+        keys.update(records)
+        if problem:
+            yield self._of(file, "bad", f"{problem}; their units are tried again")
+        elif keys:
+            yield self._of(file, "note", f"{_count(len(keys), 'unit')} in quarantine: {_some(keys)}")
+
+    def _journals(self) -> Iterator[Verdict]:
+        for path in sorted(self.directory.glob("begun-*.txt")):
+            text = path.read_text(errors="replace")
+            begun = sum(sign == "+" for sign, _ in entries(text))
+            lines = len(text.splitlines())
+            cut = lines - sum(1 for _ in entries(text))
+            note = f"; {_count(cut, 'line')} cut short or damaged, passed over" if cut else ""
+            yield self._of(path, "note" if cut else "ok", f"{_count(begun, 'unit')} begun{note}")
+
+    def _loop(self, complete: dict[str, Any] | None) -> Verdict:
+        if complete is not None:
+            return Verdict(self.directory.name, "ok", "complete: a resume passes it over")
+        newest = load_newest(self.directory)
+        use = f"the state after step {newest.number}" if newest.state is not None else "nothing and start anew"
+        return Verdict(self.directory.name, "bad" if newest.fallbacks else "ok", f"a resume would use {use}")
+
+    def _map(
+        self, complete: dict[str, Any] | None, home: dict[str, str], quarantine: set[str], damaged: list[Path]
+    ) -> Verdict:
+        missing = complete["units"] - len(home.keys() | quarantine) if complete else 0
+        text = f"a resume would use {_count(len(home), 'unit')} of {_count(len(set(home.values())), 'segment')}"
+        if missing > 0:
+            text += f"; {_count(missing, 'unit')} of a complete stage are missing and would be run again"
+        elif complete:
+            text += "; the stage is complete"
+        died = deaths(self.directory).keys() - home.keys() - quarantine
+        if died:
+            text += f"; begun and not ended: {_some(died)}" + (" (being computed)" if self.working else "")
+        return Verdict(self.directory.name, "bad" if missing > 0 or damaged else "ok", text)
+
+    def _of(self, path: Path, status: Literal["ok", "note", "bad"], text: str) -> Verdict:
+        return Verdict(_name(path, self.run), status, text.replace(f"{path}: ", "").replace(f"{self.run.path}/", ""))
 
 
 def _name(path: Path, run: RunDir) -> str:
     return str(path.relative_to(run.path))
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+def _some(keys: set[str]) -> str:
+    shown = sorted(keys)[:5]
+    return ", ".join(shown) + (" …" if len(keys) > len(shown) else "")

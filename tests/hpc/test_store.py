@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -185,12 +186,66 @@ def test_lock_refuses_the_living_and_takes_over_from_the_dead(tmp_path):
 
 def test_lock_of_another_host_is_stale_only_after_a_silent_minute(tmp_path):
     path = tmp_path / "lock"
-    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "1", "token": "t", "slurm_job": None}))
+    owner = {"host": "elsewhere", "pid": 1, "started": "1", "token": "t", "slurm_job": None}
+    path.write_text(json.dumps(records.sealed(owner)))
     with pytest.raises(LockedError, match="elsewhere"):
         lock.RunLock(path)
     old = path.stat().st_mtime - 2 * lock.STALE_AFTER
     os.utime(path, (old, old))
     lock.RunLock(path).release()
+
+
+def test_a_lock_that_cannot_be_read_is_respected_for_a_minute(tmp_path):
+    path = tmp_path / "lock"
+    path.write_text("{")
+    with pytest.raises(LockedError, match="remove the file"):
+        lock.RunLock(path)
+    old = path.stat().st_mtime - 2 * lock.STALE_AFTER
+    os.utime(path, (old, old))
+    lock.RunLock(path).release()
+
+
+def test_a_late_contender_does_not_take_the_winners_lock(tmp_path, monkeypatch):
+    path = tmp_path / "lock"
+    dead = {"host": socket.gethostname(), "pid": 2**22 - 7, "started": "1", "token": "t", "slurm_job": None}
+    path.write_text(json.dumps(records.sealed(dead)))
+    real, winners = lock.refuse_if_held, []
+
+    def overtaken(judged):
+        real(judged)
+        if not winners:
+            winners.append(None)
+            winners[0] = lock.RunLock(path)  # another contender is faster, between the look and the rename
+
+    monkeypatch.setattr(lock, "refuse_if_held", overtaken)
+    with pytest.raises(LockedError, match=str(os.getpid())):
+        lock.RunLock(path)
+    winners[0].release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_an_error_and_not_a_crash(tmp_path):
+    """HDF5 itself crashes here when the file is closed, or later; in a process of its own, to survive seeing it."""
+    script = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from hpc.store.atomic import read_hdf5, write_hdf5
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+path = Path(sys.argv[1])
+arrays = {name: np.arange(20_000.0) for name in "abcd"}
+for limit in range(500, 700_000, 23_000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        write_hdf5(path, arrays, {})
+    except OSError as error:
+        assert error.errno == 27, error
+    else:
+        assert limit > 640_000
+assert (read_hdf5(path)[0]["d"] == arrays["d"]).all()
+"""
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "a.h5")], check=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.h5"]
 
 
 def test_compaction_holds_every_unit_once_in_key_order(tmp_path):

@@ -1,0 +1,145 @@
+"""All kinds of fault, how often CI lets each strike, and the crew that works through them."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import damage
+import protocol
+import whole_runs
+from harness import Harness, Kind, Row
+
+Job = tuple[str, Kind, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A kind of fault and how often it strikes in CI."""
+
+    name: str
+    kind: Kind
+    times: int
+
+
+CATALOGUE = (
+    Entry("killed between any two steps of a write", protocol.killed_at_a_point, 60),
+    *(Entry(f"killed while writing {files}", protocol.killed_writing(files), 8) for files in protocol.TARGETS),
+    Entry("killed three times in a row", protocol.killed_again_and_again, 15),
+    Entry("killed at a random instant", protocol.killed_at_an_instant, 30),
+    Entry("unit that kills its process", protocol.deadly_unit, 5),
+    Entry("killed while retrying quarantined units", protocol.retried_and_killed, 8),
+    Entry("ENOSPC, EIO, EROFS or EDQUOT in a write", protocol.refused_by_the_file_system, 40),
+    Entry("file truncated", damage.truncated, 40),
+    Entry("bit flipped in any file", damage.flipped, 60),
+    Entry("bit flipped in a segment or generation", damage.flipped_in_data, 40),
+    Entry("three files damaged", damage.several_damaged, 15),
+    Entry("file missing", damage.missing, 20),
+    Entry("bit flipped in config.yaml", damage.damaged_config, 15),
+    Entry("temporary files left over", damage.left_over, 10),
+    Entry("file of another schema", damage.other_schema, 20),
+    Entry("clock jumped by an hour or ten years", damage.clock_jump, 12),
+    Entry("lock of a dead owner", damage.dead_lock, 15),
+    Entry("lock damaged", damage.damaged_lock, 10),
+    Entry("one of three MPI ranks killed", whole_runs.ranks_killed(1), 7),
+    Entry("all three MPI ranks killed", whole_runs.ranks_killed(0), 6),
+    Entry("mpiexec killed", whole_runs.launcher_killed, 6),
+    Entry("tessera killed", whole_runs.tessera_killed, 6),
+    Entry("resumed twice at once", whole_runs.two_at_once, 4),
+    Entry("run directory removed or renamed", whole_runs.directory_gone, 4),
+    Entry("file system full", whole_runs.full_disk, 5),
+    Entry("file size limit reached", whole_runs.file_size_limit, 5),
+)
+
+
+@dataclass
+class Crew:
+    """Two harnesses at work side by side on one list of faults.
+
+    Parameters
+    ----------
+    jobs
+        Name, kind and seed of each fault.
+    until
+        Time (monotonic) after which no new fault is begun.
+    """
+
+    jobs: Iterable[Job]
+    until: float = float("inf")
+
+    def work(self, size: int = 2) -> Harness:
+        """Let all faults strike; return a harness with the rows of all."""
+        source = iter(self.jobs)
+        guard = threading.Lock()
+        harnesses = []
+        errors: list[BaseException] = []
+
+        def member(harness: Harness) -> None:
+            try:
+                while time.monotonic() < self.until and not errors:
+                    with guard:
+                        job = next(source, None)
+                    if job is None:
+                        return
+                    harness.strike(*job)
+            except BaseException as error:  # noqa: BLE001 - raised below, in the thread that reports
+                errors.append(error)
+            finally:
+                harness.close()
+
+        with tempfile.TemporaryDirectory(prefix="tessera-faults-", dir=fast_folder()) as folder:
+            for number in range(size):
+                scratch = Path(folder) / str(number)
+                scratch.mkdir()
+                harnesses.append(Harness(scratch))
+            threads = [threading.Thread(target=member, args=(h,)) for h in harnesses]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        if errors:
+            raise errors[0]
+        return united(harnesses)
+
+
+def united(harnesses: list[Harness]) -> Harness:
+    """Return a harness with the sums of several tables, in the order of the catalogue."""
+    total = Harness(harnesses[0].scratch)
+    for entry in CATALOGUE:
+        for row in (h.rows[entry.name] for h in harnesses if entry.name in h.rows):
+            whole = total.rows.setdefault(entry.name, Row(entry.name))
+            for figure in ("injected", "recovered", "lost", "doubled", "wrong", "stuck"):
+                setattr(whole, figure, getattr(whole, figure) + getattr(row, figure))
+    return total
+
+
+def fast_folder() -> Path | None:
+    """Return a folder in memory: a kill cannot lose what was not synced, so only the time of fsync is saved."""
+    memory = Path("/dev/shm")
+    return memory if memory.is_dir() else None
+
+
+def ci_jobs(seed: int) -> Iterator[Job]:
+    """Yield the faults of CI, the longest first, so that both harnesses end together."""
+    for entry in reversed(CATALOGUE):
+        if usable(entry):
+            for n in range(entry.times):
+                yield entry.name, entry.kind, (seed, n, *entry.name.encode())
+
+
+def endless_jobs(seed: int) -> Iterator[Job]:
+    """Yield faults in the proportions of CI, round after round with new seeds."""
+    for turn in range(10**6):
+        for entry in CATALOGUE:
+            if usable(entry):
+                for n in range(max(1, entry.times // 8)):
+                    yield entry.name, entry.kind, (seed, turn, n, *entry.name.encode())
+
+
+def usable(entry: Entry) -> bool:
+    """Whether this machine allows the fault: mounting takes root."""
+    return entry.kind is not whole_runs.full_disk or whole_runs.can_mount()

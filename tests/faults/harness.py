@@ -1,0 +1,349 @@
+"""The fault harness: makes runs, lets a fault strike, resumes, and compares with the undisturbed run bit by bit.
+
+A *scenario* is a configuration of the toy workload (a map and a loop on one run) with the truth of its undisturbed
+run. A *kind* of fault is a function that takes a `Harness` and a random generator, makes a run directory on
+which one or more faults have struck, and returns it as a `Struck`; the harness resumes it on 1, 2 or 3 ranks
+and judges what came out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpc.errors import TesseraError
+from hpc.rundir import RunDir
+from hpc.store.segments import Segment
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+PATIENCE = 60.0
+"""Seconds after which an attempt counts as hanging."""
+RECYCLE = 40
+"""Attempts after which the MPI ranks are started anew: they keep threads and windows of every attempt."""
+
+Arrays = dict[str, dict[str, bytes]]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What an undisturbed run leaves: its results files and, bit by bit, every unit's arrays."""
+
+    code: int
+    files: dict[str, bytes]
+    units: Arrays
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A configuration whose truth is known."""
+
+    name: str
+    config: dict[str, Any]
+    truth: Truth
+
+
+@dataclass(frozen=True)
+class Struck:
+    """A run directory after its faults.
+
+    Attributes
+    ----------
+    faults
+        How many struck; 0 if the run was over before they could (it is judged, but not counted).
+    ranks
+        On how many to resume; None leaves it to the harness.
+    done
+        The run needs no resume: it went on by itself.
+    """
+
+    path: Path
+    scenario: Scenario
+    faults: int = 1
+    ranks: int | None = None
+    done: bool = False
+
+
+Kind = Callable[["Harness", np.random.Generator], Struck]
+
+
+@dataclass
+class Row:
+    """The table's line for one kind of fault."""
+
+    kind: str
+    injected: int = 0
+    recovered: int = 0
+    lost: int = 0
+    doubled: int = 0
+    wrong: int = 0
+    stuck: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Harness:
+    """Everything a kind of fault needs: a scratch folder, workers, scenarios and the table.
+
+    Parameters
+    ----------
+    scratch
+        An empty folder; run directories are made in it and removed when they were judged right.
+    """
+
+    scratch: Path
+    rows: dict[str, Row] = field(default_factory=dict)
+    scenarios: dict[str, Scenario] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
+    stock: dict[str, Path] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._names = (self.scratch / f"run-{n:05d}" for n in itertools.count())
+        self._forks: Worker | None = None
+        self._ranks: Worker | None = None
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in (self._forks, self._ranks):
+            if worker is not None:
+                worker.close()
+
+    def scenario(self, name: str = "plain", *, like: Scenario | None = None, **changes: Any) -> Scenario:
+        """Return a scenario, after running it undisturbed the first time; ``like`` another, it has that one's truth."""
+        if name not in self.scenarios:
+            config = toy_config(**changes)
+            truth = like.truth if like is not None else self._truth(config)
+            self.scenarios[name] = Scenario(name, config, truth)
+        return self.scenarios[name]
+
+    def _truth(self, config: dict[str, Any]) -> Truth:
+        path = self.prepare(config)
+        code = self.attempt(path)
+        return Truth(code, result_files(path), stored_units(path)[0])
+
+    def new_path(self) -> Path:
+        """Return a name for a run directory."""
+        return next(self._names)
+
+    def prepare(self, config: dict[str, Any], path: Path | None = None) -> Path:
+        """Make a run directory, or make it ready for another attempt."""
+        path = path or self.new_path()
+        RunDir.prepare(path, {**config, "run": {"dir": str(path)}})
+        return path
+
+    def attempt(
+        self,
+        path: Path,
+        *,
+        fault: str = "",
+        kill_after: float | None = None,
+        file_limit: int = 0,
+        clock: float = 0.0,
+    ) -> int:
+        """Run one rank on a prepared run directory; return its exit code, negative for a signal."""
+        self._forks = self._forks or Worker(["fork"], 1, self.scratch / "forks.err")
+        return self._forks.ask(
+            path=str(path),
+            output=str(output_of(path)),
+            fault=fault,
+            kill_after=kill_after,
+            file_limit=file_limit,
+            clock=clock,
+        )
+
+    def passed(self, path: Path) -> int:
+        """Return how many points of the write protocol the last attempt passed that had a fault to wait for."""
+        return int(output_of(path).with_suffix(".passed").read_text())
+
+    def resume(self, path: Path, config: dict[str, Any], ranks: int) -> int:
+        """Run the directory again, undisturbed, on so many ranks; return the exit code."""
+        self.prepare(config, path)
+        if ranks == 1:
+            return self.attempt(path)
+        if self._ranks is not None and (self._ranks.count >= RECYCLE or not self._ranks.alive):
+            self._ranks.close()
+            self._ranks = None
+        self._ranks = self._ranks or Worker(["ranks"], 3, self.scratch / "ranks.err")
+        return self._ranks.ask(path=str(path), ranks=ranks)
+
+    def strike(self, name: str, kind: Kind, seed: tuple[int, ...]) -> None:
+        """Let one fault of a kind strike, resume, judge, and count."""
+        rng = np.random.default_rng(seed)
+        row = self.rows.setdefault(name, Row(name))
+        try:
+            struck = kind(self, rng)
+            ranks = struck.ranks or int(rng.choice([1, 1, 2, 3]))
+            code = struck.scenario.truth.code
+            if not struck.done:
+                code = self.resume(struck.path, struck.scenario.config, ranks)
+        except (AssertionError, TesseraError, TimeoutError) as error:
+            row.injected += 1
+            row.stuck.append(f"{name} {seed}: {error!r}")
+            return
+        verdict = judge(struck.path, struck.scenario.truth, code)
+        row.injected += struck.faults
+        row.recovered += struck.faults * verdict.right
+        row.lost += verdict.lost
+        row.doubled += verdict.doubled
+        row.wrong += verdict.wrong
+        if verdict.right:
+            remove(struck.path)
+        else:
+            said = output_of(struck.path).read_text()[-1500:] if output_of(struck.path).exists() else ""
+            row.stuck.append(f"{name} {seed}, resumed on {ranks} ranks, exit {code}: {struck.path}: {verdict}\n{said}")
+
+    def table(self) -> str:
+        """Return the table of all faults so far."""
+        heads = ("fault", "injected", "recovered", "units lost", "units doubled", "wrong results")
+        rows = [(r.kind, r.injected, r.recovered, r.lost, r.doubled, r.wrong) for r in self.rows.values()]
+        total = ("total", *(sum(int(row[i]) for row in rows) for i in range(1, 6)))
+        lines = [heads, *rows, total]
+        widths = [max(len(str(line[i])) for line in lines) for i in range(6)]
+        text = [
+            "| " + " | ".join(f"{v!s:{'<' if i == 0 else '>'}{widths[i]}}" for i, v in enumerate(line)) + " |"
+            for line in lines
+        ]
+        rule = "|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|"
+        return "\n".join([text[0], rule, *text[1:]])
+
+    def complaints(self) -> list[str]:
+        """Return what went wrong, with seeds; empty if nothing did."""
+        return [text for row in self.rows.values() for text in row.stuck]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a resumed run is worth."""
+
+    code: int
+    finished: bool
+    lost: int
+    doubled: int
+    wrong: int
+
+    @property
+    def right(self) -> bool:
+        return self.finished and not (self.lost or self.doubled or self.wrong)
+
+
+def judge(path: Path, truth: Truth, code: int) -> Verdict:
+    """Compare a run with the truth: results byte by byte, units bit by bit, each once."""
+    units, doubled = stored_units(path)
+    files = result_files(path)
+    lost = len(truth.units.keys() - units.keys())
+    wrong = sum(units[key] != truth.units[key] for key in units if key in truth.units)
+    wrong += len(units.keys() - truth.units.keys())
+    finished = code == truth.code
+    if finished:  # an unfinished run has no results yet
+        wrong += sum(files.get(name) != content for name, content in truth.files.items())
+    return Verdict(code, finished, lost if finished else 0, doubled, wrong)
+
+
+def stored_units(path: Path) -> tuple[Arrays, int]:
+    """Return every unit's arrays as bytes with type and shape, and how many units are stored twice."""
+    units: Arrays = {}
+    doubled = 0
+    for file in sorted((path / "checkpoints").glob("*/seg-*.h5")):
+        segment = Segment(file)
+        for key in segment.keys:
+            doubled += key in units
+            units[key] = {n: _fingerprint(a) for n, a in segment[key].items()}
+    return units, doubled
+
+
+def _fingerprint(array: np.ndarray) -> bytes:
+    return f"{array.dtype.str}{array.shape}".encode() + array.tobytes()
+
+
+def result_files(path: Path) -> dict[str, bytes]:
+    """Return the results files' content."""
+    return {p.name: p.read_bytes() for p in sorted((path / "results").glob("*")) if p.is_file()}
+
+
+def toy_config(*, units: int = 12, steps: int = 8, every: str | float = "2 steps", **options: Any) -> dict[str, Any]:
+    """Return the configuration of a small run with several segments and generations."""
+    job = {"_target_": "toyjob.ToyJob", "name": "toy", "units": units, "steps": steps, "seconds": 0.002}
+    return {
+        "job": {**job, **options},
+        "cluster": {"ranks": 1, "threads_per_process": 1},
+        "checkpoint": {"every": every, "keep": 2, "deadline": 20.0},
+        "engine": {"heartbeat": 0.1, "max_unit_deaths": 3},
+        "seed": 5,
+    }
+
+
+def output_of(path: Path) -> Path:
+    """Where a run's attempts write what they say."""
+    return path.with_name(f"{path.name}.out")
+
+
+def remove(path: Path) -> None:
+    """Delete a run and what belongs to it."""
+    shutil.rmtree(path, ignore_errors=True)
+    for file in path.parent.glob(f"{path.name}.*"):
+        file.unlink()
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment in which the toy workload can be imported."""
+    folders = [str(CHECKOUT / "tests" / "hpc"), str(CHECKOUT), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(f for f in folders if f), "OPENBLAS_NUM_THREADS": "1"}
+
+
+class Worker:
+    """A process of ``attempts.py`` that answers one request at a time."""
+
+    def __init__(self, arguments: list[str], ranks: int, errors: Path) -> None:
+        command = [sys.executable, str(Path(__file__).with_name("attempts.py")), *arguments]
+        if ranks > 1:
+            command = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(ranks), *command]
+        self.count = 0
+        with errors.open("ab") as said:
+            self._process = subprocess.Popen(
+                command,
+                env=child_environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                start_new_session=True,
+            )
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still answers."""
+        return self._process.poll() is None
+
+    def ask(self, **request: Any) -> int:
+        """Run one attempt; return its exit code, 1 if it took the worker along."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self.count += 1
+        self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        self._process.stdin.flush()
+        ready, _, _ = select.select([self._process.stdout], [], [], PATIENCE)
+        if not ready:
+            self.close()
+            msg = f"no answer after {PATIENCE:g} s: {request}"
+            raise TimeoutError(msg)
+        line = self._process.stdout.readline()
+        return int(json.loads(line)["code"]) if line.startswith(b"{") else 1
+
+    def close(self) -> None:
+        """End it and everything it started."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, 9)
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()
