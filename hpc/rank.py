@@ -48,9 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
         if problem is not None:
             raise problem  # noqa: TRY301 - the ranks had to meet first
         _log_to(path / "logs" / f"rank-{ranks.rank:05d}.log")
-        return _run(path, config, ranks, budget, here, flag)
+        code = _run(path, config, ranks, budget, here, flag)
+        ranks.leave()
     except BaseException as error:  # noqa: BLE001 - any way out of here must take the other ranks along
         return _fail(path, ranks, error, here)
+    else:
+        return code
 
 
 def _config(path: Path) -> tuple[dict[str, Any], RunDirError | None]:

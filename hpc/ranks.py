@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
@@ -24,6 +25,9 @@ Fill = Callable[[NDArray[Any], int, int], None]
 
 _LAUNCHER_SIGNS: Final = ("PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS")
 """Variables by which mpiexec or srun tell a process that it is one of several ranks."""
+
+_FAREWELL: Final = 15
+"""Seconds that MPI_Finalize may take; by then all results are safe."""
 
 
 class Ranks(Protocol):
@@ -51,6 +55,9 @@ class Ranks(Protocol):
 
     def shared(self, shape: Sequence[int], dtype: DTypeLike, fill: Fill) -> NDArray[Any]:
         """Return a read-only array held once per node, filled by its ranks together."""
+
+    def leave(self) -> None:
+        """End MPI after the work is done; if that does not succeed soon, die of SIGALRM. Main thread only."""
 
     def abort(self, code: int) -> NoReturn:
         """End all ranks at once; never waits for anybody."""
@@ -89,6 +96,9 @@ class SerialRanks:
         fill(array, 0, 1)
         array.flags.writeable = False
         return array
+
+    def leave(self) -> None:
+        """Do nothing."""
 
     def abort(self, code: int) -> NoReturn:
         """Leave without cleaning up."""
@@ -175,6 +185,16 @@ class MpiRanks:
         _wait(self._node.Ibarrier())
         array.flags.writeable = False
         return array
+
+    def leave(self) -> None:
+        """Call MPI_Finalize, which waits for ever if the slurmstepd of another node was killed."""
+        from mpi4py import MPI
+
+        # No thread could do it: MPI_Finalize holds the interpreter lock.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_FAREWELL)
+        MPI.Finalize()
+        signal.alarm(0)
 
     def abort(self, code: int) -> NoReturn:
         """Call MPI_Abort, which ends every rank without waiting for writer threads or peers."""
