@@ -23,9 +23,9 @@ def check(directory: Path) -> Finding:
     name = f"files in {directory}"
     try:
         with tempfile.TemporaryDirectory(dir=directory, prefix=".tessera-doctor-") as folder:
-            _lock(Path(folder))
+            try_lock(Path(folder))
             _rename(Path(folder))
-            latency = _fsync_seconds(Path(folder))
+            latency = fsync_seconds(Path(folder))
     except OSError as error:
         text = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
         return Finding(name, "fail", text, "run in a folder you can write, on a file system with hard links")
@@ -38,8 +38,14 @@ def check(directory: Path) -> Finding:
     return Finding(name, "ok", text)
 
 
-def _lock(folder: Path) -> None:
-    """Take a lock as a run does: a hard link, of which there can be only one."""
+def try_lock(folder: Path) -> None:
+    """Take a lock as a run does: a hard link, of which there can be only one.
+
+    Raises
+    ------
+    OSError
+        If that does not work here.
+    """
     mine = folder / "mine"
     mine.write_bytes(b"")
     os.link(mine, folder / "lock")
@@ -62,7 +68,7 @@ def _rename(folder: Path) -> None:
         raise OSError(message)
 
 
-def _fsync_seconds(folder: Path) -> float:
+def fsync_seconds(folder: Path) -> float:
     """Return the median time of making a small file and its folder entry durable."""
     seconds = []
     for number in range(_FSYNCS):

@@ -12,7 +12,7 @@ from hpc.launch.environment import Crew, rank_command, rank_environment
 
 _RANKS: Final = 2
 _TIMEOUT: Final = 60.0
-_PROBE: Final = """
+PROBE: Final = """
 import json
 from mpi4py import MPI
 world = MPI.COMM_WORLD
@@ -22,13 +22,15 @@ facts = [world.size, total, MPI.Query_thread() == MPI.THREAD_MULTIPLE, library]
 if world.rank == 0:
     print("facts " + json.dumps(facts), flush=True)
 """
+"""Every rank prints ``facts`` and [size, sum of ones, THREAD_MULTIPLE, library]."""
+
 _OTHER_MPI: Final = "use the mpiexec of the MPI that mpi4py loads: cluster.mpiexec=PATH, or pip install mpich"
 
 
 def check(mpiexec: str | None = None) -> Finding:
     """Start two ranks with the mpiexec that runs will use and let them add a number up."""
     try:
-        command = rank_command(["-c", _PROBE], _RANKS, mpiexec)
+        command = rank_command(["-c", PROBE], _RANKS, mpiexec)
     except LaunchError as error:
         return Finding("MPI", "fail", str(error), "pip install mpich")
     try:

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hpc.cli.cluster import changed
 from hpc.cli.compose import compose_config, compose_run, expand, resolved, sweep_directory
 from hpc.cli.folders import config_folders, groups, headline
-from hpc.cli.resume import changed
 from hpc.errors import ConfigError, InputError
 from hpc.options import build, plain
 from hpc.settings import Settings, SlurmCluster
