@@ -7,6 +7,7 @@ datasets: a hundred thousand small units cost a second, not a hundred thousand H
 
 from __future__ import annotations
 
+import math
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -65,7 +66,7 @@ def compact(directory: Path, home: Mapping[str, str], path: Path) -> None:
             for column in read_columns(directory / name)[1]:
                 kind = _kind(column)
                 if kind in maps:
-                    _copy(column, wanted, targets[kind].starts, maps[kind])
+                    _copy(column, wanted, targets[kind].starts, np.asarray(maps[kind]))
         for data in maps.values():
             data.flush()
 
@@ -88,7 +89,7 @@ class _Target:
         order = [(i, k) for i, k in enumerate(keys) if k in self.shapes]
         for _, key in order:
             self.starts[key] = self.size
-            self.size += int(np.prod(self.shapes[key]))
+            self.size += math.prod(self.shapes[key])
         group = file.create_group(self.path)
         group["unit"] = np.array([i for i, _ in order], np.int64)
         group["start"] = np.array([self.starts[k] for _, k in order], np.int64)

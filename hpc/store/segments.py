@@ -57,7 +57,7 @@ def write_segment(path: Path, stage: str, units: Sequence[Finished]) -> None:
     names = []
     for i, ((name, _, ndim), members) in enumerate(columns.items()):
         names.append(name)
-        arrays[f"columns/{i:05d}/data"] = np.concatenate([a.reshape(-1) for _, a in members])
+        arrays[f"columns/{i:05d}/data"] = np.concatenate([a for _, a in members], axis=None)
         arrays[f"columns/{i:05d}/unit"] = np.array([n for n, _ in members], np.int64)
         shapes = np.array([a.shape for _, a in members], np.int64)
         arrays[f"columns/{i:05d}/shape"] = shapes.reshape(len(members), ndim)

@@ -44,6 +44,8 @@ class WriteCost:
         Writes that the file system refused and that were tried again.
     replaced
         Snapshots given up for newer ones before they were written.
+    cpu
+        Seconds of processor time the writer thread used; the rest of ``writing`` it waited for the disk.
     """
 
     files: int = 0
@@ -52,6 +54,7 @@ class WriteCost:
     writing: float = 0.0
     retries: int = 0
     replaced: int = 0
+    cpu: float = 0.0
 
 
 class Writer:
@@ -85,11 +88,13 @@ class Writer:
         self._prefix = f"seg-{attempt:04d}-{rank:05d}"
         self._settings = settings
         self._warn = warn
-        self._limit = settings.max_pending_mb << 20
+        # A quarter is for packing a batch into columns, which takes a copy of it.
+        self._limit = (settings.max_pending_mb << 20) * 3 // 4
+        self._batch = (settings.max_pending_mb << 20) // 4
         self._changed = threading.Condition()
         self._collected: list[Finished] = []
         self._batches: deque[list[Finished]] = deque()
-        self._bytes = 0
+        self._bytes = self._collected_bytes = 0
         self._states = DoubleBuffer()
         self._busy = False
         self._closing = False
@@ -113,8 +118,9 @@ class Writer:
             self._raise_error()
             self._collected.append(unit)
             self._bytes += unit.nbytes
+            self._collected_bytes += unit.nbytes
             self.cadence.step()
-            if self.cadence.due() or self._bytes * 4 >= self._limit:
+            if self.cadence.due() or self._collected_bytes >= self._batch:
                 self._hand_over()
             while self._bytes > self._limit and self._error is None:
                 self._changed.wait()
@@ -182,6 +188,7 @@ class Writer:
         if self._collected:
             self._batches.append(self._collected)
             self._collected = []
+            self._collected_bytes = 0
         self.cadence.saved()
         self._changed.notify_all()
 
@@ -194,6 +201,7 @@ class Writer:
             while (job := self._next()) is not None:
                 start = time.monotonic()
                 self._write_until_done(job)
+                self.cost.cpu = time.thread_time()
                 self._done(job, time.monotonic() - start)
         except BaseException as error:  # noqa: BLE001 - handed to the computing thread, which raises it
             with self._changed:
