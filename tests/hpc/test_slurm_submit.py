@@ -1,0 +1,210 @@
+"""Submission, against made-up SLURM commands; the real ones are in tests/slurm."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hpc.cli.main import main
+from hpc.errors import LaunchError, LockedError
+from hpc.launch.slurm import explain_refusal, require_acceptable
+from hpc.launch.start import refuse_if_submitted
+from hpc.settings import SlurmCluster
+from hpc.watch.submissions import submissions
+
+HERE = Path(__file__).parent
+TOY = ["--config-dir", str(HERE / "conf"), "job=toy", "cluster=slurm"]
+
+SBATCH = """\
+env > {folder}/environment
+if [ "$1" = --test-only ]; then cat > {folder}/judged; exit 0; fi
+n=$(( $(cat {folder}/count 2>/dev/null || echo 100) + 1 )); echo $n > {folder}/count
+cp "$1" {folder}/script-$n
+echo "Submitted batch job $n"
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A folder of SLURM commands that accept everything, and write down what they were given."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+
+    def add(name: str, script: str) -> None:
+        file = folder / name
+        file.write_text(f"#!/bin/sh\n{script}\n")
+        file.chmod(file.stat().st_mode | stat.S_IXUSR)
+
+    add("sbatch", SBATCH.format(folder=folder))
+    add("srun", "exit 1")
+    add("scontrol", '[ "$2" = config ] && echo "MaxArraySize = 4" || { echo "Invalid job id specified" >&2; exit 1; }')
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.syspath_prepend(str(HERE))
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def test_a_run_is_submitted_and_remembered(slurm, tmp_path, monkeypatch, capsys):
+    for name in ("SLURM_JOB_ID", "SLURM_CPU_BIND", "SBATCH_PARTITION", "PMI_RANK"):
+        monkeypatch.setenv(name, "7")
+    monkeypatch.setenv("SLURM_CONF", "/etc/mine.conf")
+    assert main([*TOY, "cluster.nodes=2", "cluster.ranks_per_node=3", "run.dir=r"]) == 0
+    said = capsys.readouterr().out
+    assert "submitted as SLURM job 101: 2 nodes × 3 ranks × 1 thread" in said
+    assert f"tessera status {tmp_path / 'r'} --watch" in said
+    (submission,) = submissions(tmp_path / "r")
+    assert (submission.slurm_id, submission.cluster["nodes"]) == ("101", 2)
+    assert Path(submission.script).read_text() == (slurm / "script-101").read_text()
+    passed_on = dict(line.partition("=")[::2] for line in (slurm / "environment").read_text().splitlines())
+    assert {k for k in passed_on if k.startswith(("SLURM", "SBATCH", "PMI"))} == {"SLURM_CONF"}
+    assert os.environ["SLURM_JOB_ID"] == "7"
+    pickled = tmp_path / "r" / "slurm" / "1" / "101_submitted.pkl"
+    assert str(tmp_path / "r").encode() in pickled.read_bytes()
+
+
+def test_a_dry_run_prints_the_script_and_writes_nothing(slurm, tmp_path, capsys):
+    words = [*TOY, "cluster.nodes=2", "cluster.time='0:10:00'", "job.units=1", "run.dir=r"]
+    assert main([*words, "cluster.dry_run=true"]) == 0
+    said = capsys.readouterr().out
+    assert not (tmp_path / "r").exists()
+    assert "stage    squares: 1 units; 1 of 2 ranks will have nothing to do" in said
+    assert main(words) == 0
+    assert (slurm / "script-101").read_text() in said
+
+
+def test_a_sweep_is_split_at_the_sites_limit_and_throttled(slurm, tmp_path, capsys):
+    assert main([*TOY, "-m", "seed=1,2,3,4,5", "cluster.array_parallelism=2", "run.sweep_dir=s"]) == 0
+    said = capsys.readouterr().out
+    assert "submitted as SLURM jobs 101, 102, 5 runs" in said
+    assert [line.split()[1] for line in said.splitlines()[1:6]] == [f"seed={n}" for n in range(1, 6)]
+    first, second = ((slurm / f"script-{n}").read_text() for n in (101, 102))
+    assert "#SBATCH --array=0-2%2\n" in first
+    assert "#SBATCH --array=0-1%2\n" in second
+    assert "#SBATCH --dependency=afterany:101\n" in second
+    jobs = [submissions(tmp_path / "s" / str(n))[0].slurm_id for n in range(5)]
+    assert jobs == ["101_0", "101_1", "101_2", "102_0", "102_1"]
+    assert (tmp_path / "s/slurm/2/runs.txt").read_text().split() == [str(tmp_path / "s" / n) for n in "34"]
+    record = json.loads((tmp_path / "s/sweep.json").read_text())
+    assert [m["label"] for m in record["members"]] == [f"seed={n}" for n in range(1, 6)]
+    assert main([*TOY, "-m", "cluster.nodes=1,2", "run.sweep_dir=t"]) == 2
+    assert "not over cluster.*" in capsys.readouterr().err
+    assert not (tmp_path / "t").exists()
+
+
+def test_only_the_unfinished_runs_of_a_sweep_are_submitted_again(slurm, tmp_path, capsys):
+    assert main([*TOY, "-m", "seed=1,2,3", "run.sweep_dir=s"]) == 0
+    for number, state in (("0", "done"), ("1", "stopped"), ("2", "quarantined")):
+        record = {
+            "state": state,
+            "updated": 1.0,
+            "started": 0.0,
+            "attempt": 1,
+            "stage": None,
+            "stages": [],
+            "ranks": [],
+        }
+        record |= {"rate": 0, "eta": None, "size": 1, "threads": 1, "message": ""}
+        (tmp_path / "s" / number / "progress.json").write_text(json.dumps(record))
+    capsys.readouterr()
+    assert main(["resume", "s", "cluster.nodes=2"]) == 0
+    said = capsys.readouterr().out
+    assert "1 done, 1 stopped, 1 quarantined; going on with 1\n" in said
+    assert submissions(tmp_path / "s/1")[-1].slurm_id == "102"
+    assert "#SBATCH --nodes=2\n" in (slurm / "script-102").read_text()
+    assert len(submissions(tmp_path / "s/2")) == 1
+    assert main(["report", "s"]) == 0
+    rows = (tmp_path / "s/sweep.csv").read_text().splitlines()
+    assert rows[0].startswith("run,state,seconds,units,quarantined,seed")
+    assert [row.split(",")[1] for row in rows[1:]] == ["done", "stopped", "quarantined"]
+
+
+def test_the_launcher_of_a_run_can_change(slurm, tmp_path, capsys):
+    assert main([*TOY, "run.dir=r"]) == 0
+    assert main(["resume", "r", "cluster=local", "cluster.ranks=2", "job.units=3"]) == 2
+    assert "job.units cannot change" in capsys.readouterr().err
+    assert main(["resume", "r", "cluster=slurm", "cluster.after=9", "cluster.time='1:00:00'"]) == 0
+    script = (slurm / "script-102").read_text()
+    assert "#SBATCH --dependency=afterok:9\n" in script
+    assert "#SBATCH --kill-on-invalid-dep=yes\n" in script
+    assert yaml.safe_load((tmp_path / "r/config.yaml").read_text())["cluster"]["time"] == "1:00:00"
+    assert main(["resume", "r", "cluster.nods=3"]) == 2
+    assert "did you mean 'nodes'" in capsys.readouterr().err
+
+
+def test_a_run_that_waits_is_not_submitted_twice(slurm, tmp_path):
+    assert main([*TOY, "run.dir=r"]) == 0
+    (slurm / "scontrol").write_text('#!/bin/sh\necho "JobId=101 JobState=PENDING Reason=Priority"\n')
+    with pytest.raises(LockedError, match=r"as job 101 \(PENDING, Priority\)"):
+        refuse_if_submitted(tmp_path / "r")
+
+
+def test_another_run_to_wait_for_must_be_on_its_way(slurm, tmp_path, capsys):
+    assert main([*TOY, "run.dir=r", "cluster.after=nothing"]) == 2
+    assert "run it first, or leave cluster.after out" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
+REFUSALS = {
+    "sbatch: error: invalid partition specified: x\nsbatch: error: Batch job submission failed: Invalid partition name "
+    "specified": "cluster.partition: choose one of those of sinfo",
+    "allocation failure: Requested node configuration is not available": "cluster.ranks_per_node",
+    "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified": "sacctmgr",
+    "sbatch: error: Memory specification can not be satisfied": "cluster.mem",
+    "sbatch: error: Unable to contact slurm controller (connect failure)": "try again in a while",
+    "sbatch: error: something new": "cluster.dry_run=true",
+}
+
+
+@pytest.mark.parametrize("said", REFUSALS)
+def test_refusals_are_quoted_and_explained(said, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    text = explain_refusal(said)
+    assert text.startswith("SLURM refused the job: ")
+    assert "error: " not in text
+    assert said.splitlines()[-1].rpartition("error: ")[2] in text
+    assert REFUSALS[said] in text.splitlines()[1]
+
+
+def test_a_job_that_can_never_start_is_refused_before_anything_is_written(slurm, tmp_path, monkeypatch, capsys):
+    refusal = "allocation failure: Requested node configuration is not available"
+    (slurm / "sbatch").write_text(f"#!/bin/sh\necho '{refusal}' >&2; exit 1\n")
+    assert main([*TOY, "cluster.nodes=99", "run.dir=r"]) == 2
+    assert "ask for no more nodes than there are" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+    (slurm / "sbatch").write_text("#!/bin/sh\necho 'allocation failure: Requested nodes are busy' >&2; exit 1\n")
+    require_acceptable(SlurmCluster(), 1, tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(LaunchError, match="needs sbatch, which is not on PATH; log in to the cluster"):
+        require_acceptable(SlurmCluster(), 1, tmp_path)
+
+
+@pytest.mark.mpi
+def test_nodes_that_do_not_share_the_run_directory_are_named(tmp_path):
+    """Two ranks whose paths lead to different directories, as a node's own /tmp would."""
+    paths = [tmp_path / "one" / "run", tmp_path / "two" / "run"]
+    for path in paths:
+        path.mkdir(parents=True)
+        config = {"job": {"_target_": "toyjob.ToyJob", "name": "toy"}, "run": {"dir": str(path)}}
+        (path / "config.yaml").write_text(yaml.safe_dump(config))
+    mpiexec = str(Path(sys.executable).with_name("mpiexec"))
+    first, second = ([sys.executable, "-m", "hpc.rank", str(path)] for path in paths)
+    done = subprocess.run(
+        [mpiexec, "-n", "1", *first, ":", "-n", "1", *second],
+        env={**os.environ, "PYTHONPATH": str(HERE), "TESSERA_RANKS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "is not the same directory on all nodes" in done.stderr
+    assert "put run.dir on a file system that all nodes share" in done.stderr
+    assert json.loads((paths[0] / "failure.json").read_text())["expected"]
+    assert not (paths[1] / "logs").exists()
