@@ -7,6 +7,7 @@ import pytest
 from photometry.fit_scenes import Moffat, catalog, draw, observe
 
 from tessera.photometry.fit import fit_patch
+from tessera.photometry.solve import Normal, eliminate, shared_step
 from tessera.photometry.sources import DEV, EXP, FitOptions, PatchPixels
 
 PSFS = [Moffat(3.4), Moffat(4.2)]
@@ -225,3 +226,18 @@ def test_impossible_sources_are_refused(change, message):
 def test_impossible_options_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         FitOptions(**change)
+
+
+def test_curvature_lost_to_stale_blocks_gives_a_finite_step():
+    """Blocks of sources that rest are of earlier weights: what is left of a position's curvature can be negative."""
+    normal = Normal(
+        linear=np.eye(2)[None],
+        cross=np.array([[[1.1], [0.0]]]),
+        shared=np.eye(1),
+        linear_gradient=np.zeros((1, 2)),
+        shared_gradient=np.array([3.0]),
+    )
+    reduced = eliminate(normal)
+    step = shared_step(reduced, np.zeros(1), np.ones(1, bool))
+    assert np.isfinite(step).all()
+    assert step[0] > 0

@@ -219,8 +219,10 @@ def eliminate(normal: Normal) -> Eliminated:
     response = inverse @ normal.cross
     schur = normal.shared - np.einsum("bik,bil->kl", normal.cross, response, optimize=True)
     gradient = normal.shared_gradient - np.einsum("bik,bi->k", response, normal.linear_gradient)
-    # What is left after the elimination can be all rounding.
-    np.einsum("ii->i", schur)[...] += _RIDGE * np.diag(normal.shared)
+    # What is left after the elimination can be all rounding, or below zero: blocks of sources that did not move are of
+    # an earlier weight. The steps are judged by chi² anyhow.
+    diagonal = np.einsum("ii->i", schur)
+    diagonal[...] = np.maximum(diagonal, 0.0) + _RIDGE * np.diag(normal.shared)
     return Eliminated(inverse, response, (schur + schur.T) / 2, gradient)
 
 
