@@ -26,6 +26,7 @@ from tessera.photometry.psf import PsfField
 from tessera.photometry.solve import Blocks, Run, linear_step
 from tessera.photometry.sources import FitOptions, PatchFit, PatchPixels, Sources
 from tessera.photometry.step import Look, State, bounded_step, look, prior_by_group, promised_gain, worth
+from tessera.photometry.wings import far_light
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -75,11 +76,16 @@ def fit_patch(
         problem = prepare(pixels, sources, psfs, options, run)
         blocks = Blocks(_typical_weights(problem))
         state = _first_state(problem, sources, blocks, run)
+        far = far_light(problem, state, psfs, pixels.x0, pixels.y0)
+        if far.any():
+            problem = _without(problem, far)
+            state = state.moved(_settle(problem, blocks, state, run))
         state, progress = _iterate(problem, options, blocks, state, run)
         # The last look gives all blocks the last weights, for the fluxes and for the errors.
         seen = look(problem, blocks, state, np.ones(len(state.flux), bool), run)
         state = state.moved(linear_step(seen.reduced, seen.normal, np.zeros_like(state.shared)))
-        return measure(problem, sources, state, seen, progress)
+        fit = measure(problem, sources, state, seen, progress)
+        return replace(fit, model=fit.model + far.astype(np.float32))
 
 
 def _typical_weights(problem: Problem) -> Floats:
@@ -99,8 +105,20 @@ def _first_state(problem: Problem, sources: Sources, blocks: Blocks, run: Run) -
         stamps=problem.stamps,
         size=problem.data.shape,
     )
-    seen = look(problem, blocks, state, np.ones(len(guess), bool), run)
-    return state.moved(linear_step(seen.reduced, seen.normal, np.zeros_like(state.shared)))
+    return state.moved(_settle(problem, blocks, state, run))
+
+
+def _settle(problem: Problem, blocks: Blocks, state: State, run: Run) -> Floats:
+    """Return the change of fluxes and sky, shape (B, n + 1), to the best ones where the sources are."""
+    seen = look(problem, blocks, state, np.ones(len(state.flux), bool), run)
+    return linear_step(seen.reduced, seen.normal, np.zeros_like(state.shared))
+
+
+def _without(problem: Problem, light: Floats) -> Problem:
+    """Return the problem with light that is not fitted taken away; its Poisson noise stays."""
+    good = np.isfinite(problem.variance)
+    noise = light / problem.gain[:, None, None]
+    return replace(problem, data=np.where(good, problem.data - light, 0.0), variance=problem.variance + noise)
 
 
 def _iterate(problem: Problem, options: FitOptions, blocks: Blocks, state: State, run: Run) -> tuple[State, Progress]:

@@ -77,7 +77,8 @@ class Field:
         """Return the patches that measure something."""
         options = self.options
         size, halo = options.patches.patch_size, options.patches.halo_pix_min
-        reach = options.epsf.final_psf_size // 2 + _BEYOND_PSF
+        halves = [psf.stamps.shape[-1] // (2 * psf.oversampling) for psf in self.psfs]
+        reach = max(halves, default=options.epsf.final_psf_size // 2) + _BEYOND_PSF
         return cut_patches(self.box, size, halo, reach, self.catalog.sources, self.active, self.frames.shape)
 
 
