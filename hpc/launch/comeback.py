@@ -8,6 +8,7 @@ it is SLURM's own affair (``--requeue``).
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -39,7 +40,13 @@ class Verdict:
 
 
 def decide(
-    code: int, progress: Mapping[str, Any] | None, failure: Mapping[str, Any] | None, restarts: int, limit: int
+    code: int,
+    progress: Mapping[str, Any] | None,
+    failure: Mapping[str, Any] | None,
+    restarts: int,
+    limit: int,
+    *,
+    preempted: bool = False,
 ) -> Verdict:
     """Say whether a job whose ranks ended with ``code`` comes back.
 
@@ -53,9 +60,11 @@ def decide(
         How often the job has come back already.
     limit
         How often it may.
+    preempted
+        Whether SLURM takes the nodes away for another job: it says so with the signal of somebody who wants a stop.
     """
     progress = progress or {}
-    wish = progress.get("wish", "")
+    wish = "requeue" if preempted else progress.get("wish", "")
     # When srun ends the others because one was killed, they are told to stop as well: only their own exit code counts.
     stopped = code == EXIT_STOPPED or (wish == "requeue" and progress.get("state") == "stopped")
     if stopped and wish != "requeue":
@@ -91,7 +100,8 @@ def main(arguments: list[str]) -> int:
     run = RunDir(Path(runs[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]))
     limit = int(run.load_config().get("cluster", {}).get("max_requeues", 0))
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    verdict = decide(code, run.read_progress(), run.read_failure(), restarts, limit)
+    preempted = _preempted()
+    verdict = decide(code, run.read_progress(), run.read_failure(), restarts, limit, preempted=preempted)
     events = Events(run.events_file)
     if not verdict.requeue:
         events.emit("no_requeue", reason=verdict.reason, exit_code=code)
@@ -107,16 +117,28 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _preempted() -> bool:
+    job = os.environ.get("SLURM_JOB_ID", "")
+    try:
+        done = _scontrol("-o", "show", "job", job)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return re.search(r"\bPreemptTime=\d", done.stdout) is not None
+
+
 def _requeue() -> str | None:
     """Ask SLURM to queue this job again; return what went wrong."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
     try:
-        command = ["scontrol", "requeue", job]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
+        done = _scontrol("requeue", job)
     except (OSError, subprocess.SubprocessError) as error:
         return str(error)
     return (done.stderr or done.stdout).strip() if done.returncode else None
+
+
+def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["scontrol", *words], capture_output=True, text=True, timeout=_PATIENCE, check=False)
 
 
 def _say(text: str) -> None:

@@ -182,8 +182,18 @@ def events(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
 
 
+def test_a_preempted_job_comes_back_although_it_was_told_to_stop(submitted, commands):
+    answer = "JobId=40 PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime="
+    commands("scontrol", f'[ "$1" = -o ] && echo "{answer}None" || echo "$@" > {submitted}/asked')
+    comeback.main([str(submitted), "75"])
+    assert not (submitted / "asked").exists()
+    commands("scontrol", f'[ "$1" = -o ] && echo "{answer}2026-01-01T00:00:00" || echo "$@" > {submitted}/asked')
+    comeback.main([str(submitted), "75"])
+    assert (submitted / "asked").read_text() == "requeue 40\n"
+
+
 def test_the_member_of_an_array_is_requeued_by_its_name(submitted, commands, monkeypatch, capsys):
-    commands("scontrol", f'echo "$@" > {submitted}/asked')
+    commands("scontrol", f'[ "$1" = -o ] || echo "$@" > {submitted}/asked')
     comeback.main([str(submitted), "75"])
     assert not (submitted / "asked").exists()
     assert events(submitted / "a")[-1]["event"] == "no_requeue"
