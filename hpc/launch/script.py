@@ -142,6 +142,8 @@ def _srun(cluster: SlurmCluster, batch: Batch) -> list[str]:
         f"--cpus-per-task={cluster.threads_per_process}",
         # A rank that the kernel killed cannot tell the others.
         "--kill-on-bad-exit=1",
+        # Ranks end together; one that does not has lost its slurmstepd, for which srun would wait until the time limit.
+        "--wait=60",
         *cluster.srun,
     ]
 
