@@ -30,7 +30,7 @@ def run_loop(stage: Loop, index: int, life: Life) -> bool:
         done, total = stage.steps(state)
         life.desk.progress.begin(index, total, done)
         life.desk.event("stage_start", stage=stage.name, restored=number)
-    saver = _Saver(life, stage.name, number) if life.desk else None
+    saver = _Saver(life, stage.name, number, state) if life.desk else None
     first, busy = number, life.here.busy
     while not stage.done(state):
         stopping = life.agree_to_stop()
@@ -57,8 +57,9 @@ def run_loop(stage: Loop, index: int, life: Life) -> bool:
 class _Saver:
     """Rank 0's hand on the writer: saves each state once."""
 
-    def __init__(self, life: Life, stage: str, number: int) -> None:
+    def __init__(self, life: Life, stage: str, number: int, state: Arrays) -> None:
         self._writer = life.start_writer(stage)
+        self._writer.expect(state)
         self._facts = {"config_hash": life.config_hash, "world_size": life.ranks.size}
         self._saved = number
 

@@ -20,6 +20,12 @@ class Snapshot:
     number: int = 0
     facts: Mapping[str, object] = field(default_factory=dict)
 
+    def prepare(self, state: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> None:
+        """Allocate arrays of these shapes and types and touch their memory, which takes longer than a later copy."""
+        for name, (shape, dtype) in state.items():
+            self.arrays[name] = np.empty(shape, dtype)
+            self.arrays[name][...] = np.zeros((), dtype)
+
     def fill(self, number: int, state: Arrays, facts: Mapping[str, object]) -> None:
         """Copy the state in; memory is allocated only when a shape or type is new."""
         for name in self.arrays.keys() - state.keys():
@@ -49,6 +55,11 @@ class DoubleBuffer:
         self._snapshots = (Snapshot(), Snapshot())
         self._writing: Snapshot | None = None
         self.pending: Snapshot | None = None
+
+    def prepare(self, state: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> None:
+        """Make both buffers ready for arrays of these shapes and types; neither is in use yet."""
+        for snapshot in self._snapshots:
+            snapshot.prepare(state)
 
     def for_filling(self) -> Snapshot:
         """Return the buffer to copy into; what was pending in it is given up for the newer state."""

@@ -14,7 +14,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
 
 from hpc.errors import RunDirError
 from hpc.job import Arrays
@@ -96,6 +98,7 @@ class Writer:
         self._batches: deque[list[Finished]] = deque()
         self._bytes = self._collected_bytes = 0
         self._states = DoubleBuffer()
+        self._expected: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] | None = None
         self._busy = False
         self._closing = False
         self._error: BaseException | None = None
@@ -127,6 +130,12 @@ class Writer:
             self._raise_error()
         self.cost.blocked += time.monotonic() - start
 
+    def expect(self, state: Arrays) -> None:
+        """Let the writer thread prepare the buffers for states like this one; call it before the first `save`."""
+        with self._changed:
+            self._expected = {name: (np.shape(a), np.asarray(a).dtype) for name, a in state.items()}
+            self._changed.notify_all()
+
     def save(self, number: int, state: Arrays, facts: Mapping[str, object]) -> None:
         """Copy a loop's state and return; an older state that still waits to be written is given up for it.
 
@@ -137,6 +146,8 @@ class Writer:
         """
         start = time.monotonic()
         with self._changed:
+            while self._expected is not None and self._error is None:
+                self._changed.wait()
             self._raise_error()
             self.cost.replaced += self._states.pending is not None
             snapshot = self._states.for_filling()
@@ -211,10 +222,24 @@ class Writer:
     def _next(self) -> list[Finished] | Snapshot | None:
         with self._changed:
             while not (self._closing or self._batches or self._states.pending):
-                self._changed.wait()
+                if self._expected is not None:
+                    self._prepare()
+                else:
+                    self._changed.wait()
             job = self._batches[0] if self._batches else self._states.take()
             self._busy = job is not None
             return job
+
+    def _prepare(self) -> None:
+        """Prepare the buffers, outside the lock: `save` waits for it, everything else may go on."""
+        assert self._expected is not None  # noqa: S101 - for the type checker
+        self._changed.release()
+        try:
+            self._states.prepare(self._expected)
+        finally:
+            self._changed.acquire()
+        self._expected = None
+        self._changed.notify_all()
 
     def _write_until_done(self, job: list[Finished] | Snapshot) -> None:
         pause = _FIRST_PAUSE

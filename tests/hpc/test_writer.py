@@ -59,6 +59,23 @@ def test_the_state_may_change_as_soon_as_save_returns(make, tmp_path):
     assert set(newest.state["x"]) == {5.0}
 
 
+def test_expected_states_find_their_buffers_ready(make, tmp_path):
+    book = make(keep=10)
+    state = {"x": np.arange(1000.0), "n": np.int64(3), "t": np.array(["a", "ü"])}
+    book.expect(state)
+    end = time.monotonic() + 5
+    while book._expected is not None and time.monotonic() < end:
+        time.sleep(0.01)
+    prepared = {id(s.arrays[name]) for s in book._states._snapshots for name in state}
+    for number in (1, 2, 3):
+        book.save(number, state, {})
+        book.drain()
+    assert {id(s.arrays[name]) for s in book._states._snapshots for name in state} == prepared
+    newest = generations.load_newest(tmp_path / "s")
+    assert newest.number == 3
+    assert all(newest.state[name].tobytes() == np.asarray(state[name]).tobytes() for name in state)
+
+
 def test_a_newer_pending_state_replaces_an_older_one(make, tmp_path, monkeypatch):
     going = threading.Event()
     real = generations.save_generation
