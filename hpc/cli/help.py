@@ -12,7 +12,7 @@ _USAGE = """\
 Tessera: work cut into tiles, laid by MPI ranks, restartable whenever it is stopped.
 
 usage: tessera job=NAME [key=value …]      run a job
-       tessera -m job=NAME key=a,b …       run every combination, one after another
+       tessera -m job=NAME key=a,b …       run every combination, one after another or as one SLURM array
        tessera VERB …                      see tessera VERB --help
 """
 
