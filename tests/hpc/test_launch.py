@@ -218,7 +218,13 @@ def test_a_sweep_checks_all_before_it_runs_any(tessera):
     assert code == 3, output
     assert [line.split()[:2] for line in output.splitlines()[-4:-2]] == [["0", "done"], ["1", "quarantined"]]
     assert "job.fail=[u00001]" in output.splitlines()[-3]
-    assert sorted(p.name for p in (tessera.folder / "sweep").iterdir()) == ["0", "1", "sweep.csv", "sweep.h5", "sweep.json"]
+    assert sorted(p.name for p in (tessera.folder / "sweep").iterdir()) == [
+        "0",
+        "1",
+        "sweep.csv",
+        "sweep.h5",
+        "sweep.json",
+    ]
 
 
 @pytest.mark.mpi
