@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from photometry.made_frames import GAIN, SKY_SIGMA
 
-from tessera.photometry import epsf
+from tessera.photometry import excess
 from tessera.photometry.epsf import CellPsf, build_cell, field_of_cells
 from tessera.photometry.options import EpsfOptions
 from tessera.photometry.patches import grid
 from tessera.photometry.psf import PsfField
-from tessera.photometry.psf_grids import moffat, moffat_field, stamp_offsets
+from tessera.photometry.psf_grids import gaussian, moffat, moffat_field, stamp_offsets
 from tessera.photometry.psf_shape import growth_curve, width_of
 from tessera.photometry.select import Box
 from tessera.photometry.sources import Sources
@@ -78,9 +78,49 @@ def test_what_no_moffat_can_show_is_added_from_the_stars(monkeypatch):
         ) / two_cores(0, 0)
 
     assert misfit(psf.stamp) < 0.006
-    monkeypatch.setattr(epsf, "_significance", lambda extra, *_: np.zeros_like(extra))
+    monkeypatch.setattr(excess, "_significant", lambda extra, *_: np.zeros_like(extra))
     profile_only = built(*made(two_cores, stars=40, faint=20))
     assert misfit(psf.stamp) < 0.6 * misfit(profile_only.stamp)
+
+
+def core_and_wing(dx, dy):
+    """A fifth of the light in a wing three times as wide."""
+    return 0.8 * moffat(dx, dy, 3.0, 4.0) + 0.2 * moffat(dx, dy, 9.0, 3.0)
+
+
+def round_gaussian(dx, dy):
+    return gaussian(dx, dy, 3.8)
+
+
+def narrow(dx, dy):
+    return moffat(dx, dy, 2.1, 3.0, 0.05, 0.0)
+
+
+@pytest.mark.parametrize(("profile", "bias"), [(core_and_wing, 0.03), (round_gaussian, 0.02), (narrow, 0.004)])
+def test_fluxes_with_psfs_that_a_moffat_is_not(profile, bias):
+    psf = built(*made(profile, seed=2), expected=3.5)
+    assert psf.ok, psf.reason
+    assert abs(flux_error(psf, profile)) < bias
+
+
+def test_the_noise_of_a_few_faint_stars_stays_out_of_the_wings():
+    rng = np.random.default_rng(11)
+    x, y = rng.uniform(20, SIDE - 20, (2, 16))
+    rows, columns = np.indices((SIDE, SIDE))
+    image = sum(
+        f * elliptical(columns - a, rows - b) for a, b, f in zip(x, y, 10 ** rng.uniform(2.9, 3.8, 16), strict=True)
+    )
+    image = image + np.sqrt(SKY_SIGMA**2 + image / GAIN) * rng.standard_normal(image.shape)
+    n, nan = len(x), np.full(len(x), np.nan)
+    catalog = Sources(x, y, np.zeros(n, int), np.full((n, 1), np.nan), nan, nan, nan, np.full(n, np.inf))
+    psf = built(image.astype(np.float32), np.full(image.shape, SKY_SIGMA**2, np.float32), catalog)
+    assert psf.ok, psf.reason
+    offsets = stamp_offsets(41, psf.oversampling)
+    radius = np.hypot(offsets[None, :], offsets[:, None]) / 3.8
+    ratio = psf.stamp / elliptical(offsets[None, :], offsets[:, None])
+    assert np.std(ratio[radius < 1]) < 0.06
+    assert np.std(ratio[(radius > 1) & (radius < 1.5)]) < 0.2
+    assert np.std(ratio[(radius > 2) & (radius < 3)]) < 0.2
 
 
 @pytest.mark.parametrize("oversamp", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -8,15 +8,14 @@ show beyond that profile is added as far as it stands out of its noise.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tessera.photometry.excess import with_excess
 from tessera.photometry.moffat_fit import MoffatFit, fit_moffat
 from tessera.photometry.options import EpsfOptions
 from tessera.photometry.psf import PsfField
@@ -40,15 +39,12 @@ Float32 = NDArray[np.float32]
 
 EE_RADII: Final = (0.5, 0.8, 0.9)
 """Fractions of the light whose radii are reported."""
-_FIT_RADIUS_FWHM: Final = 4.0
-_TAPER_FWHM: Final = 3.0
+_FIT_RADIUS_FWHM: Final = 6.0
 _FIRST_BETA: Final = 3.5
 _SAMPLED_FWHM: Final = 2.5
 """Pixels; narrower ones cannot be interpolated from one sample per pixel."""
 _STARS_A_SAMPLE: Final = 4
 """Stars that EPSFBuilder needs for each of its samples within a pixel."""
-_SMOOTHING: Final = {1: None, 2: "quadratic"}
-"""Kernels of EPSFBuilder by oversampling: its default, made for 4, blurs the core by 3 to 5 % at 1 and 2 (measured)."""
 _SANE_FWHM: Final = (0.3, 3.0)
 """A built PSF may be so much narrower or wider than the expected one."""
 
@@ -200,7 +196,7 @@ def _builder_oversampling(profile: MoffatFit, options: EpsfOptions) -> int:
 
 def _finish(stamps: Stamps, profile: MoffatFit, expected: float, options: EpsfOptions) -> CellPsf:
     kept = np.isfinite(profile.flux)
-    stars = stamps.take(kept)
+    stars, profile = stamps.take(kept), profile.take(kept)
     if len(stars) < options.min_epsf_nstars_for_use:
         return _too_few(len(stars), options)
     stamp, note = _profile_field(profile, options).stamps[0], ""
@@ -209,8 +205,7 @@ def _finish(stamps: Stamps, profile: MoffatFit, expected: float, options: EpsfOp
         note = f"profile only: {len(stars)} stars are too few for {oversampling} samples per pixel"
     else:
         try:
-            empirical = _photutils_epsf(stars, profile, kept, oversampling, options)
-            stamp = _blend(empirical, oversampling, stars, profile, options)
+            stamp = with_excess(stamp, stamp_oversampling(options), stars, profile, oversampling, options)
         except (ValueError, RuntimeError, ArithmeticError) as error:
             note = f"profile only: EPSFBuilder failed: {error}"
     return _judged(stamp, stars, profile, expected, note, options)
@@ -220,101 +215,6 @@ def _profile_field(profile: MoffatFit, options: EpsfOptions) -> PsfField:
     oversampling = stamp_oversampling(options)
     offsets = stamp_offsets(options.final_psf_size, oversampling)
     return PsfField(profile.density(offsets[None, :], offsets[:, None])[None], oversampling)
-
-
-def _photutils_epsf(
-    stamps: Stamps, profile: MoffatFit, kept: NDArray[np.bool_], oversampling: int, options: EpsfOptions
-) -> Floats:
-    """Run photutils' EPSFBuilder (Anderson & King 2000) on the cleaned stars.
-
-    Returns
-    -------
-    numpy.ndarray
-        Its ePSF, of any normalisation, on the samples of the final stamp.
-    """
-    from astropy.stats import SigmaClip
-    from astropy.utils.exceptions import AstropyWarning
-    from photutils.psf import EPSFBuilder, EPSFStar, EPSFStars
-
-    half = stamps.data.shape[1] // 2
-    stars = []
-    for i, j in enumerate(np.flatnonzero(kept)):
-        weights = np.where(np.isfinite(stamps.sigma[i]), 1 / stamps.sigma[i], 0.0)
-        data = np.where(weights > 0, stamps.data[i] - profile.sky[j], 0.0)
-        centre = (half + profile.x[j], half + profile.y[j])
-        stars.append(EPSFStar(data, weights=weights, cutout_center=centre, flux=float(profile.flux[j])))
-    builder = EPSFBuilder(
-        oversampling=oversampling,
-        smoothing_kernel=_SMOOTHING.get(oversampling, "quartic"),
-        maxiters=options.maxiters,
-        recentering_boxsize=options.recenter_boxsize,
-        sigma_clip=SigmaClip(sigma=5.0, maxiters=5) if options.do_clip else None,
-        progress_bar=False,
-    )
-    with warnings.catch_warnings():
-        # A star whose fit failed is dropped by the builder; what matters is judged at the end.
-        warnings.simplefilter("ignore", AstropyWarning)
-        warnings.simplefilter("ignore", RuntimeWarning)
-        epsf, _ = builder(EPSFStars(stars))
-    data = np.asarray(epsf.data, np.float64)
-    middle, wanted = data.shape[0] // 2, (options.final_psf_size // 2) * oversampling
-    cut = data[middle - wanted : middle + wanted + 1, middle - wanted : middle + wanted + 1]
-    if cut.shape != (2 * wanted + 1, 2 * wanted + 1) or not np.isfinite(cut).all():
-        msg = f"an ePSF of {data.shape} samples, {np.count_nonzero(~np.isfinite(cut))} of them not finite"
-        raise ValueError(msg)
-    return cut
-
-
-def _blend(empirical: Floats, oversampling: int, stamps: Stamps, profile: MoffatFit, options: EpsfOptions) -> Floats:
-    """Add to the Moffat profile what the ePSF shows beyond it, as far as that stands out of the noise."""
-    offsets = stamp_offsets(options.final_psf_size, oversampling)
-    smooth = profile.density(offsets[None, :], offsets[:, None])
-    radius = np.hypot(offsets[None, :], offsets[:, None])
-    inner = radius <= _TAPER_FWHM * profile.fwhm
-    # The ePSF's own scale and sky are free: flux is what the profile says.
-    design = np.stack([smooth[inner], np.ones(int(inner.sum()))], axis=1)
-    (scale, sky), *_ = np.linalg.lstsq(design, empirical[inner], rcond=None)
-    if not scale > 0:
-        msg = "the ePSF has no core"
-        raise ValueError(msg)
-    extra = (empirical - sky) / scale - smooth
-    noise = _epsf_noise(stamps, profile) * oversampling
-    extra *= _significance(extra, radius, noise, profile.fwhm)
-    final = _profile_field(profile, options)
-    stamp: Floats = final.stamps[0] + _finer(extra, final.oversampling, oversampling)
-    stamp /= 1 + float(extra.sum()) / oversampling**2
-    return stamp
-
-
-def _finer(samples: Floats, wanted: int, given: int) -> Floats:
-    """Interpolate samples around the middle one from ``given`` to ``wanted`` per pixel."""
-    if wanted == given:
-        return samples
-    from scipy.ndimage import map_coordinates
-
-    half = samples.shape[0] // 2
-    at = np.arange(-half * wanted // given, half * wanted // given + 1) * given / wanted + half
-    finer: Floats = map_coordinates(samples, np.meshgrid(at, at, indexing="ij"), order=3, mode="nearest")
-    return finer
-
-
-def _epsf_noise(stamps: Stamps, profile: MoffatFit) -> float:
-    """Return the noise of a pixel of the mean of all normalised stars."""
-    flux = profile.flux[np.isfinite(profile.flux)]
-    sky = np.median(np.where(np.isfinite(stamps.sigma), stamps.sigma, np.nan_to_num(np.inf)), axis=(1, 2))
-    return float(np.sqrt(np.sum((sky / flux) ** 2)) / len(flux))
-
-
-def _significance(extra: Floats, radius: Floats, noise: float, fwhm: float) -> Floats:
-    """Return for each sample the share of ``extra`` that is signal: a Wiener filter in rings of one FWHM."""
-    weight = np.zeros_like(extra)
-    edges = np.arange(0, _TAPER_FWHM + 0.5, 0.5) * fwhm
-    for low, high in pairwise(edges):
-        ring = (radius >= low) & (radius < high)
-        if ring.any():
-            power = float(np.mean(extra[ring] ** 2))
-            weight[ring] = max(0.0, 1 - noise**2 / power) if power > 0 else 0.0
-    return weight
 
 
 def _judged(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -49,6 +49,10 @@ class MoffatFit:
     x: Floats
     y: Floats
     chi2: Floats
+
+    def take(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> MoffatFit:
+        """Return the profile with some of the stars."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in ("flux", "sky", "x", "y", "chi2")})
 
     def density(self, dx: Floats, dy: Floats) -> Floats:
         """Return the profile at offsets in pixels; unit flux over the plane."""

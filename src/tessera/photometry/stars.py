@@ -107,7 +107,7 @@ class Stamps:
     def __len__(self) -> int:
         return len(self.flux)
 
-    def take(self, rows: Bools) -> Stamps:
+    def take(self, rows: Bools | NDArray[np.intp]) -> Stamps:
         """Return some of the stars."""
         return Stamps(
             self.data[rows], self.sigma[rows], self.x[rows], self.y[rows],
