@@ -133,10 +133,7 @@ class _Stars:
         dx = offsets[None, None, :] - self.stamps.x[:, None, None]
         dy = offsets[None, :, None] - self.stamps.y[:, None, None]
         shape = (float(np.exp(p[0])), float(np.exp(p[1])), float(p[2]), float(p[3]))
-        centre = moffat(dx, dy, *shape)
-        h = 0.01
-        along_x = (moffat(dx - h, dy, *shape) - moffat(dx + h, dy, *shape)) / (2 * h)
-        along_y = (moffat(dx, dy - h, *shape) - moffat(dx, dy + h, *shape)) / (2 * h)
+        centre, along_x, along_y = _with_slopes(dx, dy, *shape)
         design = np.stack([centre, along_x, along_y, np.ones_like(centre)], axis=1) * self.weights[:, None]
         target = self.data * self.weights
         normal = np.einsum("nayx,nbyx->nab", design, design)
@@ -146,3 +143,14 @@ class _Stars:
         solved = np.linalg.solve(normal / (scale[:, :, None] * scale[:, None, :]) + ridge, (right / scale)[..., None])
         linear = solved[..., 0] / scale
         return target - np.einsum("na,nayx->nyx", linear, design), linear
+
+
+def _with_slopes(
+    dx: Floats, dy: Floats, fwhm: float, beta: float, e1: float, e2: float
+) -> tuple[Floats, Floats, Floats]:
+    """Return `moffat`, and how it changes when the star moves along x and y."""
+    density = moffat(dx, dy, fwhm, beta, e1, e2)
+    a2 = (fwhm / 2) ** 2 / (2 ** (1 / beta) - 1) * np.sqrt(1 - e1 * e1 - e2 * e2)
+    u, v = ((1 - e1) * dx - e2 * dy) / a2, ((1 + e1) * dy - e2 * dx) / a2
+    steep = 2 * beta * density / (1 + u * dx + v * dy)
+    return density, steep * u, steep * v

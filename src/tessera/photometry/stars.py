@@ -21,7 +21,7 @@ _DETECT_SIGMA: Final = 2.5
 _MATCH_PIX: Final = 2.5
 _SIZE_RANGE: Final = 1.15
 _FWHM_OF_HALF_LIGHT: Final = 1.66
-_CLEANING: Final = FitOptions(n_opt_iters=8, dlnp_stop=0.5, pos_max_shift_pix=2.0, fit_shapes=False)
+_CLEANING: Final = FitOptions(n_opt_iters=4, dlnp_stop=0.5, pos_max_shift_pix=2.0, fit_shapes=False)
 """Neighbours need only be known to a fraction of their noise."""
 
 
