@@ -58,6 +58,9 @@ def compare(catalog: Table, truth: Table) -> list[Row]:
     star = np.char.upper(np.asarray(truth_column(both, "TYPE"), str)) == "STAR"
     isolated = np.asarray(both["nearest"]) > ISOLATED_PIX
     kinds = {"isolated stars": star & isolated, "blended stars": star & ~isolated, "galaxies": ~star}
+    for name in truth.colnames:
+        if name.lower().startswith("flux_"):
+            truth.rename_column(name, f"FLUX_{name[5:]}")
     bands = [name[5:] for name in truth.colnames if name.startswith("FLUX_")]
     return [_row(both, band, kind, chosen) for band in bands for kind, chosen in kinds.items()]
 
@@ -104,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("truth", type=Path, help="what was drawn")
     given = parser.parse_args(arguments)
     catalog = Table.read(given.catalog, format="ascii.ecsv")
-    truth = Table.read(given.truth, format="ascii.csv")
+    truth = Table.read(given.truth, format="ascii.csv", converters={"ID": str})
     print(show(compare(catalog, truth)))
     print("bias and scatter: measured/true - 1; pull: (measured - true) / quoted error, ideally 0 and 1")
 

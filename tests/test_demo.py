@@ -26,7 +26,6 @@ def demo(tmp_path_factory) -> Path:
         f"job.inputs.image_list_file={scene / 'frames.txt'}",
         f"job.inputs.input_catalog={scene / 'catalog.csv'}",
         f"job.inputs.truth={scene / 'truth.csv'}",
-        "job.diagnostics.display_downsample=1",
         *(f"run.dir={path / 'run'}", "cluster.ranks=2", "cluster.threads_per_process=1"),
     ]
     done = subprocess.run(command, cwd=path, capture_output=True, text=True, timeout=280)

@@ -304,3 +304,9 @@ def test_options_that_contradict_each_other(field):
         job_for(field, epsf={"final_psf_size": 71})
     with pytest.raises(ConfigError, match="files are given but source is 'build'"):
         job_for(field, epsf={"source": "build", "files": {"g": "x"}})
+
+
+def test_a_missing_truth(field):
+    message = complaint(field, inputs={"truth": str(field / "nowhere.csv")})
+    assert "job.inputs.truth names" in message
+    assert "nowhere.csv" in message

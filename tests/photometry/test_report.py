@@ -297,3 +297,10 @@ def test_shrinking_averages_the_finite_pixels_of_a_block():
 @pytest.mark.parametrize("number", [1, 5, 6, 20])
 def test_every_band_has_its_own_colour(number):
     assert len(set(band_colours([f"b{k}" for k in range(number)]).values())) == number
+
+
+def test_the_truth_may_be_in_small_letters_and_ids_are_text(tmp_path):
+    (tmp_path / "t.csv").write_text("ID,flux_g,crlb_g\n000001,1.5,0.1\n000002,2.5,0.1\n")
+    truth = read_truth(tmp_path / "t.csv", np.array(["000002", "000001"]))
+    assert list(truth) == ["g"]
+    np.testing.assert_array_equal(truth["g"], [2.5, 1.5])

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from tessera.photometry.frames import FrameSet
+from tessera.photometry.stages import display_step
 from tessera.photometry.white import row_chunks, white_rows
 
 
@@ -40,3 +41,10 @@ def test_chunks_and_threads_change_no_bit(frames):
 def test_chunks_cover_every_row_once(height):
     rows = np.concatenate([np.arange(first, end) for first, end in row_chunks(height)])
     np.testing.assert_array_equal(rows, np.arange(height))
+
+
+@pytest.mark.parametrize(
+    ("setting", "shape", "step"), [("auto", (1500, 90), 1), ("auto", (900, 3001), 3), (4, (100, 100), 4)]
+)
+def test_the_display_has_at_most_1500_pixels_to_a_side(setting, shape, step):
+    assert display_step(setting, shape) == step

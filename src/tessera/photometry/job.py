@@ -59,6 +59,7 @@ class PhotometryJob(Job):
             outside = ~box.holds(catalog.sources.x, catalog.sources.y)
             require_sources(Selection(outside, np.zeros_like(outside)), str(catalog.path), box)
             self._psfs(headers)
+            _require_truth(self.options.inputs.truth)
 
     def setup(self, ctx: Context) -> None:
         """Prepare the frames, shared by the ranks of each node, and select the sources."""
@@ -182,6 +183,12 @@ def _require_files(header: FrameHeader) -> None:
                 "correct it in the image list or in job.planes"
             )
             raise PhotometryInputError(msg)
+
+
+def _require_truth(path: Path | None) -> None:
+    if path is not None and not path.is_file():
+        msg = f"job.inputs.truth names {path}, which is not there; correct it, or leave it out: only the report uses it"
+        raise PhotometryInputError(msg)
 
 
 def _log_selection(field: Field, ctx: Context) -> None:

@@ -123,7 +123,7 @@ class EpsfOptions:
     max_stars: Count = 40
     min_epsf_nstars_for_use: Count = 4
     oversamp: Annotated[int, Range(ge=1, le=4)] | Literal["auto"] = "auto"
-    maxiters: Count = 4
+    maxiters: Count = 2
     do_clip: bool = True
     recenter_boxsize: Annotated[int, Range(ge=3)] = 5
     final_psf_size: Annotated[int, Range(ge=11)] = 55
@@ -181,7 +181,7 @@ class DiagnosticOptions:
     """What is kept for looking at."""
 
     save_models: Annotated[int, Range(ge=0)] = 9
-    display_downsample: Count = 4
+    display_downsample: Count | Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)

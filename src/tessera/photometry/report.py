@@ -119,9 +119,9 @@ def _field(results: Path, catalog: Catalog, frames: Frames) -> Section:
     bands = f"{len(frames.bands)} bands" if len(frames.bands) > 1 else "1 band"
     text = f"{np.count_nonzero(fitted)} of {len(catalog)} sources were measured in {bands}; "
     if doubtful.any():
-        text += f"{np.count_nonzero(doubtful)} of the fits did not end well (fit_quality_issues in the catalog)."
+        text += f"{np.count_nonzero(doubtful)} of the fits are doubtful; fit_quality_issues in the catalog says why."
     else:
-        text += "all fits ended well."
+        text += "all fits are reliable."
     return Section("Sources", text, [_counts(catalog, frames, fitted, doubtful)], figures)
 
 

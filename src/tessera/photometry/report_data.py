@@ -172,7 +172,7 @@ def read_truth(path: Path, ids: NDArray[Any]) -> dict[str, Floats] | None:
     Parameters
     ----------
     path
-        Table (CSV, ECSV or FITS) with the columns ID and ``FLUX_<band>``.
+        Table (CSV, ECSV or FITS) with the columns ID and ``FLUX_<band>``, in capitals or not.
     ids
         Names of the sources, shape (n,).
 
@@ -186,7 +186,8 @@ def read_truth(path: Path, ids: NDArray[Any]) -> dict[str, Floats] | None:
         return None
     rows = {str(name): row for row, name in enumerate(table["ID"])}
     found = np.array([rows.get(str(name), -1) for name in ids])
-    columns = {name[5:]: np.asarray(table[name], float) for name in table.colnames if name.startswith("FLUX_")}
+    names = [name for name in table.colnames if name.lower().startswith("flux_")]
+    columns = {name[5:]: np.asarray(table[name], float) for name in names}
     return {band: np.where(found >= 0, flux[found], np.nan) for band, flux in columns.items()}
 
 
@@ -355,7 +356,10 @@ def _table(path: Path) -> Table | None:
 
     if not path.is_file():
         return None
-    return Table.read(path, format=_FORMATS.get(path.suffix, "ascii.csv"))
+    kind = _FORMATS.get(path.suffix, "ascii.csv")
+    if kind == "ascii.csv":
+        return Table.read(path, format=kind, converters={"ID": str})  # names like 000017 are text
+    return Table.read(path, format=kind)
 
 
 def _texts(dataset: h5py.Dataset) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from hpc.context import Context
 
+_DISPLAY_PIXELS: Final = 1500
 _BEYOND_PSF: Final = 2
 """Pixels beyond half a PSF stamp from which a source may still shine in: positions move during the fit."""
 
@@ -125,13 +126,22 @@ class WhiteStage(Map):
         write_atomically(path, lambda p: output.write_white(p, white, sigma, field.wcs))
         with ctx.timed("overlay"):
             overlay = _overlay(field, white)
-            attributes = {"bands": field.bands, "downsample": field.options.diagnostics.display_downsample}
+            attributes = {"bands": field.bands, "downsample": _step(field)}
             path = ctx.results_dir / "overlay.h5"
             write_atomically(path, lambda p: output.write_diagnostics(p, attributes, [("overlay", overlay)]))
 
 
+def _step(field: Field) -> int:
+    return display_step(field.options.diagnostics.display_downsample, field.frames.shape)
+
+
+def display_step(setting: int | Literal["auto"], shape: tuple[int, int]) -> int:
+    """Return every how many pixels of the white stack are shown; ``auto``: at most 1500 to a side."""
+    return -(-max(shape) // _DISPLAY_PIXELS) if setting == "auto" else setting
+
+
 def _overlay(field: Field, white: NDArray[np.float32]) -> Arrays:
-    step = field.options.diagnostics.display_downsample
+    step = _step(field)
     box = field.box
     return {
         "white": white[::step, ::step],
