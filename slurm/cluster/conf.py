@@ -33,7 +33,8 @@ SelectTypeParameters=CR_Core
 PropagateResourceLimits=NONE
 # Failures have to be noticed within a test, not within a night.
 KillWait=5
-SlurmdTimeout=10
+SlurmdTimeout=6
+MessageTimeout=5
 ReturnToService=2
 SchedulerParameters=bf_interval=2,sched_interval=2
 JobCompType=jobcomp/filetxt

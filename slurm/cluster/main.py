@@ -114,7 +114,7 @@ def _start_munge(layout: Layout) -> None:
     key.write_bytes(os.urandom(128))
     names = {"key-file": key, "socket": layout.munge_socket, "log-file": folder / "log"}
     names |= {"pid-file": folder / "pid", "seed-file": folder / "seed"}
-    daemons.start(layout, "munged", ["munged", "--foreground", *(f"--{k}={v}" for k, v in names.items())])
+    daemons.start(layout, "munged", ["munged", "--foreground", "--force", *(f"--{k}={v}" for k, v in names.items())])
     daemons.wait_until(layout.munge_socket.exists, 10, f"munged did not start; its log is in {layout.failed_log}")
 
 

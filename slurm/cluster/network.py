@@ -7,7 +7,8 @@ from contextlib import suppress
 
 from cluster.layout import ClusterError, Layout
 
-_HOSTNAME = 'echo "$0" > /proc/sys/kernel/hostname; exec "$@"'
+_SETTLE = 'echo "$0" > /proc/sys/kernel/hostname && mount -t tmpfs devcluster /dev/shm && exec "$@"'
+"""A node has its own name and its own shared memory: MPI would talk past the network, also with the dead."""
 
 
 def connect(layout: Layout) -> None:
@@ -38,12 +39,12 @@ def disconnect(layout: Layout) -> None:
 
 
 def inside(layout: Layout, node: str) -> list[str]:
-    """Return the words before a command that runs it on a node's network and under the node's name."""
+    """Return the words before a command that make it run on a node, for as long as it lives."""
     if not layout.netns:
         return []
     # Not `ip netns exec`: it hides /sys/fs/cgroup, and slurmd would refuse to start.
     network = ["nsenter", f"--net=/run/netns/{_namespace(layout, node)}"]
-    return [*network, "unshare", "--uts", "sh", "-c", _HOSTNAME, node]
+    return [*network, "unshare", "--uts", "--ipc", "--mount", "sh", "-c", _SETTLE, node]
 
 
 def switch(layout: Layout, node: str, state: str) -> None:
