@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from hpc.context import Context
 from hpc.desk import Desk, WorkSource
@@ -27,6 +27,23 @@ from hpc.watch.progress import Pulse
 from hpc.whereabouts import Whereabouts
 
 _WISHES = ("", "requeue", "stop")
+
+_PULSES: Final = 500.0
+"""Signs of life a second that rank 0 has to take at most, whatever the number of ranks (see docs/scaling.md)."""
+_SHARE: Final = 0.05
+"""Of its time the heartbeat may spend on writing the progress file."""
+_LONGEST: Final = 20.0
+"""Seconds between two beats at most where a beat takes long: the lock must not look abandoned."""
+
+
+def pulse_seconds(usual: float, ranks: int) -> float:
+    """Return the seconds between two signs of life of a rank: longer where there are very many ranks."""
+    return max(usual, ranks / _PULSES)
+
+
+def pause_after(usual: float, took: float) -> float:
+    """Return the seconds until the next beat of rank 0, after one that took so long."""
+    return max(usual, min(took / _SHARE, _LONGEST))
 
 
 @dataclass
@@ -134,11 +151,13 @@ class Heartbeat:
         self._thread.join(timeout=10)
 
     def _beat(self) -> None:
-        ended = False
+        ended, pause = False, self._seconds
         while not ended:
-            ended = self._end.wait(self._seconds)
+            ended = self._end.wait(pause)
+            start = time.monotonic()
             self._life.source.pulse(self._life.pulse(), self._life.stop.wish)
             self._also()
+            pause = pause_after(self._seconds, time.monotonic() - start)
 
 
 def _rss_mb() -> float:

@@ -14,7 +14,7 @@ from hpc.device import device_of
 from hpc.errors import EXIT_DONE, EXIT_QUARANTINED, EXIT_STOPPED, LockedError
 from hpc.grace import Grace
 from hpc.job import Job, Map
-from hpc.life import Heartbeat, Life
+from hpc.life import Heartbeat, Life, pulse_seconds
 from hpc.loops import run_loop
 from hpc.maps import run_map
 from hpc.provenance import record_attempt
@@ -73,8 +73,8 @@ def run_job(
     try:
         life = _begin(run, settings, ranks, budget, flag, here)
         desk_thread = _desk_thread(life)
-        beat = settings.engine.heartbeat
-        heart = Heartbeat(life, min(beat, _SCREEN) if life.desk else beat, _chores(life, lock))
+        beat = pulse_seconds(settings.engine.heartbeat, ranks.size)
+        heart = Heartbeat(life, min(settings.engine.heartbeat, _SCREEN) if life.desk else beat, _chores(life, lock))
         grace = Grace(life, lock.release if lock is not None else lambda: None)
         code = _stages(job, life)
         grace.close()

@@ -77,7 +77,7 @@ class Queue:
             if self.in_flight:
                 return Grant()
             batch = [self._alone.popleft()]
-        elif any(key in self.suspects for key in self.in_flight):
+        elif any(key in self.in_flight for key in self.suspects):
             return Grant()
         else:
             batch = self._batch()
