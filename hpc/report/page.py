@@ -58,7 +58,9 @@ def render_page(run: RunDir, view: RunView, sections: Sequence[Section]) -> str:
     """
     status = read_status(run.path)
     provenance = _json(run.provenance_file)
-    colours = dict(zip((s.name for s in status.stages), cycle(PALETTE), strict=False))
+    # Stages of the events, too: the progress file may be younger, or damaged.
+    named = [s.name for s in status.stages] + [str(e["stage"]) for e in view.events if e["event"] == "stage_start"]
+    colours = dict(zip(dict.fromkeys(named), cycle(PALETTE), strict=False))
     parts = [
         _header(status, view, provenance),
         _quarantine(run.quarantined()),
@@ -136,7 +138,7 @@ def _stages(status: RunStatus, colours: Mapping[str, str]) -> str:
     ]
     columns = ("stage", "of", "done", "total", "restored", "quarantined", "wall time", "speed")
     caption = "Wall time and speed are those of the last attempt; restored units came from earlier ones."
-    return block("Stages", table(Table(columns, rows, caption), list(colours.values())))
+    return block("Stages", table(Table(columns, rows, caption), [colours[s.name] for s in status.stages]))
 
 
 def _how_it_ran(view: RunView, colours: Mapping[str, str]) -> str:

@@ -112,6 +112,11 @@ def test_the_page_tells_what_happened(run):
     assert "<td>12/min</td>" in text
 
 
+def test_a_lost_progress_file_does_not_cost_the_page(run):
+    run.progress_file.unlink()
+    assert "<svg" in page(run)
+
+
 def test_a_figure_of_unknown_kind_is_refused(run):
     with pytest.raises(ValueError, match="neither PNG nor SVG"):
         page(run, Section("x", figures=[Figure(b"GIF89a", "moving")]))
