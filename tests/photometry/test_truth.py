@@ -69,7 +69,7 @@ def check_pulls(found, bins):
     scripts/bench/photometry_truth.py does the same with hundreds of stars in each range.
     """
     pooled = np.concatenate([part.pull for (_, low), parts in found.items() for part in parts if low in bins])
-    assert len(pooled) > 80 * len(bins)
+    assert len(pooled) > 70 * len(bins)
     assert abs(pooled.mean()) < 0.15
     assert 0.9 < pooled.std() < 1.15
     assert np.abs(pooled).max() < 5
@@ -91,7 +91,8 @@ def test_pulls_with_the_true_analytic_psf(bench, run):
 
 
 def test_own_psfs(bench, run):
-    found = stars_of(bench, [run("build", 1)])
+    # Many faint stars: their limit is one on a mean.
+    found = stars_of(bench, [run("build", 1, "--nsrc", "400", "--mag-slope", "0.15")])
     check_pulls(found, (5,))
     for (band, low), parts in found.items():
         ratio = np.concatenate([part.flux / part.true - 1 for part in parts])

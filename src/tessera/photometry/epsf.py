@@ -40,6 +40,8 @@ Float32 = NDArray[np.float32]
 EE_RADII: Final = (0.5, 0.8, 0.9)
 """Fractions of the light whose radii are reported."""
 _FIT_RADIUS_FWHM: Final = 6.0
+_FIRST_RADIUS_FWHM: Final = 3.0
+"""Of the fits that only serve to subtract neighbours and to find outliers."""
 _FIRST_BETA: Final = 3.5
 _SAMPLED_FWHM: Final = 2.5
 """Pixels; narrower ones cannot be interpolated from one sample per pixel."""
@@ -165,7 +167,7 @@ def build_cell(
         stamps = clean_stamps(region, scene, len(rows), psf, options.cutout_size)
         if len(stamps) < options.min_epsf_nstars_for_use:
             return _too_few(len(stamps), options)
-        profile = fit_moffat(stamps, guess, beta, _FIT_RADIUS_FWHM * guess)
+        profile = fit_moffat(stamps, guess, beta, _FIRST_RADIUS_FWHM * guess)
         if last:
             stamps = without_outliers(stamps, profile.chi2)
             profile = fit_moffat(stamps, profile.fwhm, profile.beta, _FIT_RADIUS_FWHM * profile.fwhm)
