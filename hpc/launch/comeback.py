@@ -100,7 +100,12 @@ def main(arguments: list[str]) -> int:
     run = RunDir(Path(runs[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]))
     limit = int(run.load_config().get("cluster", {}).get("max_requeues", 0))
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    preempted = _preempted()
+    shown = _shown_job()
+    if (now := re.search(r"\bRestarts=(\d+)", shown)) is not None and int(now[1]) > restarts:
+        # SLURM gave up this node while the shell lived on: requeueing now would end the attempt that took over.
+        _say("the job has come back elsewhere already; this is what is left of it")
+        return 0
+    preempted = re.search(r"\bPreemptTime=\d", shown) is not None
     verdict = decide(code, run.read_progress(), run.read_failure(), restarts, limit, preempted=preempted)
     events = Events(run.events_file)
     if not verdict.requeue:
@@ -117,13 +122,12 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _preempted() -> bool:
-    job = os.environ.get("SLURM_JOB_ID", "")
+def _shown_job() -> str:
+    """Return what SLURM knows of this job on one line, empty if it cannot be asked."""
     try:
-        done = _scontrol("-o", "show", "job", job)
+        return _scontrol("-o", "show", "job", os.environ.get("SLURM_JOB_ID", "")).stdout
     except (OSError, subprocess.SubprocessError):
-        return False
-    return re.search(r"\bPreemptTime=\d", done.stdout) is not None
+        return ""
 
 
 def _requeue() -> str | None:

@@ -192,6 +192,18 @@ def test_a_preempted_job_comes_back_although_it_was_told_to_stop(submitted, comm
     assert (submitted / "asked").read_text() == "requeue 40\n"
 
 
+def test_what_is_left_of_a_job_that_came_back_elsewhere_leaves_it_alone(submitted, commands, monkeypatch):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "39")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    commands("scontrol", f'[ "$1" = -o ] && echo "Requeue=1 Restarts=2 BatchFlag=2" || echo "$@" > {submitted}/asked')
+    comeback.main([str(submitted), "75"])
+    assert not (submitted / "asked").exists()
+    commands("scontrol", f'[ "$1" = -o ] && echo "Requeue=1 Restarts=1 BatchFlag=1" || echo "$@" > {submitted}/asked')
+    comeback.main([str(submitted), "75"])
+    assert (submitted / "asked").read_text() == "requeue 39_1\n"
+
+
 def test_the_member_of_an_array_is_requeued_by_its_name(submitted, commands, monkeypatch, capsys):
     commands("scontrol", f'[ "$1" = -o ] || echo "$@" > {submitted}/asked')
     comeback.main([str(submitted), "75"])
