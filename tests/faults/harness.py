@@ -14,6 +14,7 @@ import os
 import select
 import shutil
 import subprocess
+import time
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from hpc.errors import TesseraError
+from hpc.errors import LockedError, TesseraError
 from hpc.rundir import RunDir
 from hpc.store.segments import Segment
 
@@ -167,7 +168,7 @@ class Harness:
 
     def resume(self, path: Path, config: dict[str, Any], ranks: int) -> int:
         """Run the directory again, undisturbed, on so many ranks; return the exit code."""
-        self.prepare(config, path)
+        self._prepare_when_free(config, path)
         if ranks == 1:
             return self.attempt(path)
         if self._ranks is not None and (self._ranks.count >= RECYCLE or not self._ranks.alive):
@@ -175,6 +176,17 @@ class Harness:
             self._ranks = None
         self._ranks = self._ranks or Worker(["ranks"], 3, self.scratch / "ranks.err")
         return self._ranks.ask(path=str(path), ranks=ranks)
+
+    def _prepare_when_free(self, config: dict[str, Any], path: Path) -> None:
+        """Prepare; the struck attempt may still be on its way out with the lock in its hand."""
+        end = time.monotonic() + 60
+        while True:
+            try:
+                return self.prepare(config, path)
+            except LockedError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
 
     def strike(self, name: str, kind: Kind, seed: tuple[int, ...]) -> None:
         """Let one fault of a kind strike, resume, judge, and count."""
