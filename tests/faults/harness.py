@@ -14,8 +14,8 @@ import os
 import select
 import shutil
 import subprocess
-import time
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
