@@ -1,0 +1,1 @@
+"""XPCS two-time correlation: models, files and fits."""
