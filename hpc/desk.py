@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _REQUEST: Final = 71
 _REPLY: Final = 72
+_HEARD: Final = 73
 _IDLE: Final = 1e-3
 
 
@@ -72,10 +73,13 @@ class Desk:
     ----------
     progress, events
         Where counts and records go.
+    check
+        Called before the quarantine is written; see `hpc.store.lock.Claim.verify`.
     """
 
     progress: Progress
     events: Events
+    check: Callable[[], None] = lambda: None
     wish: Wish = field(default="", init=False)
     quarantine: dict[str, UnitFailure] = field(default_factory=dict, init=False)
 
@@ -133,10 +137,11 @@ class Desk:
         """
         if self._file is None:
             return
+        self.check()
         if not self.quarantine:
             self._file.unlink(missing_ok=True)
         else:
-            write_keyed(self._file, {k: asdict(f) for k, f in self.quarantine.items()})
+            write_keyed(self._file, {k: asdict(f) for k, f in self.quarantine.items()}, self.check)
 
     def _note(self, wish: Wish) -> None:
         if wish and self.wish != "stop":
@@ -190,22 +195,34 @@ class DeskThread:
             self._on_error(error)
 
     def _handle(self, source: int) -> None:
+        from mpi4py import MPI
+
         kind: Literal["want", "pulse", "event"]
         kind, *content = self._comm.recv(source=source, tag=_REQUEST)
         if kind == "want":
             self._comm.send(self._desk.want(source, content[0]), dest=source, tag=_REPLY)
         elif kind == "pulse":
             self._desk.pulse(*content)
+            # Not waited for: the node it goes to may be cut off.
+            self._comm.Isend([b"", MPI.BYTE], dest=source, tag=_HEARD).Free()
         else:
             name, facts = content
             self._desk.event(name, **facts)
 
 
 class RemoteDesk:
-    """The desk as another rank sees it."""
+    """The desk as another rank sees it.
+
+    Attributes
+    ----------
+    heard
+        Grows with every word from the desk.
+    """
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         self._comm = comm
+        self.heard = 0
+        self._unheard = 0
 
     def ask(self, receipt: Receipt) -> None:
         """Send the receipt."""
@@ -219,11 +236,29 @@ class RemoteDesk:
             pause = min(2 * pause, 2e-3)
         grant = self._comm.recv(source=0, tag=_REPLY)
         assert isinstance(grant, Grant)  # noqa: S101 - for the type checker
+        self.heard += 1
         return grant
 
     def pulse(self, pulse: Pulse, wish: Wish) -> None:
-        """Send a sign of life."""
+        """Send a sign of life; the desk's words that it was heard are taken with the next one."""
+        self._take_words()
         self._comm.send(("pulse", pulse, wish), dest=0, tag=_REQUEST)
+        self._unheard += 1
+
+    def settle(self, seconds: float) -> None:
+        """Wait so long until every sign of life was heard: no message may be left behind in MPI."""
+        end = time.monotonic() + seconds
+        while self._unheard and time.monotonic() < end:
+            time.sleep(_IDLE)
+            self._take_words()
+
+    def _take_words(self) -> None:
+        from mpi4py import MPI
+
+        while self._comm.Iprobe(0, _HEARD):
+            self._comm.Recv([bytearray(1), MPI.BYTE], source=0, tag=_HEARD)
+            self.heard += 1
+            self._unheard -= 1
 
     def event(self, name: str, **facts: object) -> None:
         """Send a record."""

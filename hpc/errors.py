@@ -51,6 +51,10 @@ class LockedError(RunDirError):
     """Another process is working in the run directory."""
 
 
+class LockLostError(LockedError):
+    """Another process has taken the run over from this one, which must not write any more."""
+
+
 class LaunchError(TesseraError):
     """The ranks could not be started as asked."""
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from hpc.context import Context
-from hpc.desk import Desk, WorkSource
-from hpc.errors import CorruptFileError
+from hpc.desk import Desk, RemoteDesk, WorkSource
+from hpc.errors import CorruptFileError, LockLostError
 from hpc.ranks import Ranks
 from hpc.rundir import RunDir
 from hpc.settings import Settings
 from hpc.stop import StopFlag
 from hpc.store.journal import Journal
+from hpc.store.lock import Claim
 from hpc.store.patience import insist
 from hpc.store.records import read_record
 from hpc.store.writer import Writer
@@ -56,6 +58,8 @@ class Life:
         Rank 0's desk; None on other ranks.
     source
         Where this rank gets its units from: the desk itself on rank 0.
+    claim
+        Shows whether the run still belongs to this attempt.
     homes
         Segment file by unit key of every finished map.
     saving, journal
@@ -73,6 +77,7 @@ class Life:
     attempt: int
     log: logging.Logger
     here: Whereabouts
+    claim: Claim
     homes: dict[str, Mapping[str, str]] = field(default_factory=dict)
     saving: Writer | None = None
     journal: Journal | None = None
@@ -88,8 +93,16 @@ class Life:
     def start_writer(self, stage: str) -> Writer:
         """Start the writer of a stage; it is also what a stop signal flushes."""
         directory = self.run.stage(stage)
-        self.saving = Writer(directory, stage, self.attempt, self.ranks.rank, self.settings.checkpoint, self.warn)
+        settings, check = self.settings.checkpoint, self.claim.verify
+        self.saving = Writer(directory, stage, self.attempt, self.ranks.rank, settings, self.warn, check)
         return self.saving
+
+    def end_lost(self, error: LockLostError) -> NoReturn:
+        """End all ranks of an attempt whose run was taken over; any thread may call it."""
+        self.log.critical("%s", error)
+        sys.stderr.write(f"tessera: rank {self.ranks.rank} ({socket.gethostname()}): {error}\n")
+        sys.stderr.flush()
+        self.ranks.abort(error.exit_code)
 
     def warn(self, text: str) -> None:
         """Log a warning and put it among the events."""
@@ -98,7 +111,12 @@ class Life:
 
     def insist(self, action: Callable[[], None]) -> None:
         """Do something that writes files and may be repeated, again while the disk is full or failing."""
-        insist(action, self.settings.checkpoint.deadline, self.warn)
+
+        def checked() -> None:
+            self.claim.verify()
+            action()
+
+        insist(checked, self.settings.checkpoint.deadline, self.warn)
 
     def read_record(self, path: Path, stage: str) -> dict[str, Any] | None:
         """Return a sealed record of a stage; one that is damaged counts as absent, and that is said."""
@@ -149,6 +167,8 @@ class Heartbeat:
         """Beat once more and end."""
         self._end.set()
         self._thread.join(timeout=10)
+        if isinstance(self._life.source, RemoteDesk):
+            self._life.source.settle(10)
 
     def _beat(self) -> None:
         ended, pause = False, self._seconds

@@ -48,7 +48,7 @@ def run_loop(stage: Loop, index: int, life: Life) -> bool:
         cost = saver.close()
         with life.ctx.timed(f"finish {stage.name}"):
             life.insist(lambda: stage.finish(state, life.ctx))
-        life.insist(lambda: write_record(marker, {"steps": number}))
+        life.insist(lambda: write_record(marker, {"steps": number}, life.claim.verify))
         _end(life, stage.name, number, number - first, life.here.busy - busy, cost)
     life.ranks.barrier()
     return True

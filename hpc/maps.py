@@ -219,7 +219,7 @@ def _complete(stage: Map, directory: Path, plan: Plan, desk: Desk, life: Life, c
         "segments": sorted(set(home.values())),
     }
     life.insist(desk.save_quarantine)
-    life.insist(lambda: write_record(directory / "complete.json", record))
+    life.insist(lambda: write_record(directory / "complete.json", record, life.claim.verify))
     seconds = desk.progress.end()
     desk.event("stage_end", stage=stage.name, seconds=seconds, units=len(plan.units), ranks=costs)
 

@@ -198,6 +198,7 @@ class MpiRanks:
 
     def abort(self, code: int) -> NoReturn:
         """Call MPI_Abort, which ends every rank without waiting for writer threads or peers."""
+        signal.alarm(_FAREWELL)  # it may wait for a launcher on the other side of a network that is cut
         self.comm.Abort(code)
         os._exit(code)
 

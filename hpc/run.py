@@ -11,7 +11,8 @@ from hpc import threads
 from hpc.context import Context
 from hpc.desk import Desk, DeskThread, RemoteDesk
 from hpc.device import device_of
-from hpc.errors import EXIT_DONE, EXIT_QUARANTINED, EXIT_STOPPED, LockedError
+from hpc.errors import EXIT_DONE, EXIT_QUARANTINED, EXIT_STOPPED, LockedError, LockLostError
+from hpc.fence import Fence, patience
 from hpc.grace import Grace
 from hpc.job import Job, Map
 from hpc.life import Heartbeat, Life, pulse_seconds
@@ -23,7 +24,7 @@ from hpc.rundir import RunDir, config_hash
 from hpc.settings import Settings
 from hpc.stop import StopFlag, listen
 from hpc.store.atomic import remove_temporaries
-from hpc.store.lock import RunLock
+from hpc.store.lock import Claim, RunLock
 from hpc.store.segments import StoredResults
 from hpc.watch.events import Events
 from hpc.watch.progress import Progress, State
@@ -69,18 +70,20 @@ def run_job(
     if flag is None:
         flag = StopFlag()
         listen(flag)
-    lock = _lock(run, ranks)
+    lock, claim = _lock(run, ranks)
     try:
-        life = _begin(run, settings, ranks, budget, flag, here)
+        life = _begin(run, settings, ranks, budget, flag, here, claim)
         desk_thread = _desk_thread(life)
         beat = pulse_seconds(settings.engine.heartbeat, ranks.size)
         heart = Heartbeat(life, min(settings.engine.heartbeat, _SCREEN) if life.desk else beat, _chores(life, lock))
+        fence = Fence(life, patience(settings.engine.heartbeat, beat))
         grace = Grace(life, lock.release if lock is not None else lambda: None)
         code = _stages(job, life)
         grace.close()
         ranks.barrier()
         heart.close()
         ranks.barrier()
+        fence.close()
         if desk_thread is not None:
             desk_thread.close()
         if life.desk is not None:
@@ -91,21 +94,23 @@ def run_job(
     return code
 
 
-def _lock(run: RunDir, ranks: Ranks) -> RunLock | None:
-    """Take the run's lock on rank 0; every rank raises if it is taken. Collective."""
+def _lock(run: RunDir, ranks: Ranks) -> tuple[RunLock | None, Claim]:
+    """Take the run's lock on rank 0, and tell every rank by what to know it; all raise if it is taken. Collective."""
     lock, refusal = None, None
     if ranks.rank == 0:
         try:
             lock = RunLock(run.lock_file)
         except LockedError as error:
             refusal = str(error)
-    refusal = ranks.bcast(refusal)
+    refusal, claim = ranks.bcast((refusal, lock.claim if lock is not None else None))
     if refusal:
         raise LockedError(refusal)
-    return lock
+    return lock, claim
 
 
-def _begin(run: RunDir, settings: Settings, ranks: Ranks, budget: int, flag: StopFlag, here: Whereabouts) -> Life:
+def _begin(
+    run: RunDir, settings: Settings, ranks: Ranks, budget: int, flag: StopFlag, here: Whereabouts, claim: Claim
+) -> Life:
     digest = config_hash({"job": settings.job, "seed": settings.seed})
     attempt = 0
     if ranks.rank == 0:
@@ -116,7 +121,7 @@ def _begin(run: RunDir, settings: Settings, ranks: Ranks, budget: int, flag: Sto
     desk = None
     if ranks.rank == 0:
         progress = Progress(run.progress_file, attempt, ranks.size, budget)
-        desk = Desk(progress, Events(run.events_file))
+        desk = Desk(progress, Events(run.events_file), claim.verify)
         facts = {"device": device_of(ranks.local_rank), "pid": os.getpid()}
         desk.event("run_start", attempt=attempt, ranks=ranks.size, threads=budget, **facts)
     source = desk if desk is not None else RemoteDesk(ranks.comm)  # type: ignore[attr-defined]
@@ -132,7 +137,7 @@ def _begin(run: RunDir, settings: Settings, ranks: Ranks, budget: int, flag: Sto
         results_of=lambda stage: StoredResults(run.stage(stage), homes[stage]),
         stopping=lambda: bool(flag),
     )
-    return Life(run, settings, digest, ranks, ctx, source, desk, flag, attempt, log, here, homes)
+    return Life(run, settings, digest, ranks, ctx, source, desk, flag, attempt, log, here, claim, homes)
 
 
 def _desk_thread(life: Life) -> DeskThread | None:
@@ -148,10 +153,17 @@ def _desk_thread(life: Life) -> DeskThread | None:
 
 def _chores(life: Life, lock: RunLock | None) -> Any:
     def chores() -> None:
-        if life.desk is not None:
-            life.desk.progress.write()
-        if lock is not None:
-            lock.touch()
+        if lock is None or life.desk is None:
+            return
+        try:
+            life.claim.verify()
+        except LockLostError as error:
+            if not lock.released:
+                life.end_lost(error)
+        except OSError:
+            return
+        life.desk.progress.write()
+        lock.touch()
 
     return chores
 

@@ -33,8 +33,21 @@ _SLICE_CHUNKS: Final = 8
 """Chunks written at a time: h5py holds one lock for all files, and a reader in another thread waits for it."""
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def _allowed() -> None:
+    """Object to nothing."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], None], check: Callable[[], None] = _allowed) -> None:
     """Let ``write`` fill a temporary file and put it in the place of ``path`` durably.
+
+    Parameters
+    ----------
+    path
+        Final name; its directory exists.
+    write
+        Called with the temporary name.
+    check
+        Called when all that is left is the renaming; what it raises prevents that.
 
     Raises
     ------
@@ -48,6 +61,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         reached("written", path)
         _fsync(temporary)
         reached("synced", path)
+        check()
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):
@@ -58,14 +72,14 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     reached("durable", path)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a small file atomically and durably."""
-    write_atomically(path, lambda p: _write_all(p, content))
+def write_bytes(path: Path, content: bytes, check: Callable[[], None] = _allowed) -> None:
+    """Write a small file atomically and durably; see `write_atomically` for ``check``."""
+    write_atomically(path, lambda p: _write_all(p, content), check)
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON file atomically and durably."""
-    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+def write_json(path: Path, value: object, check: Callable[[], None] = _allowed) -> None:
+    """Write a JSON file atomically and durably; see `write_atomically` for ``check``."""
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode(), check)
 
 
 def replace_json(path: Path, value: object) -> None:
@@ -81,7 +95,9 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_hdf5(path: Path, arrays: Arrays, attributes: Mapping[str, object]) -> None:
+def write_hdf5(
+    path: Path, arrays: Arrays, attributes: Mapping[str, object], check: Callable[[], None] = _allowed
+) -> None:
     """Write named arrays and JSON attributes as one atomic HDF5 file, every dataset under a checksum.
 
     Parameters
@@ -92,6 +108,8 @@ def write_hdf5(path: Path, arrays: Arrays, attributes: Mapping[str, object]) -> 
         Names may hold ``/`` for groups. Any shape; numbers, booleans, complex numbers and text.
     attributes
         JSON-serialisable values, stored as one JSON text in a checksummed dataset.
+    check
+        See `write_atomically`.
 
     Raises
     ------
@@ -108,7 +126,7 @@ def write_hdf5(path: Path, arrays: Arrays, attributes: Mapping[str, object]) -> 
             for name, array in arrays.items():
                 _put(file, f"arrays/{name}", np.asarray(array), path)
 
-    write_atomically(path, write)
+    write_atomically(path, write, check)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ saying which it passed over and why. Older ones are deleted only after a newer o
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,8 +47,15 @@ class Restored:
     damaged: list[Path] = field(default_factory=list)
 
 
-def save_generation(directory: Path, number: int, state: Arrays, facts: Mapping[str, object], keep: int) -> None:
-    """Write generation ``number``, commit it, and delete all but the newest ``keep``.
+def save_generation(
+    directory: Path,
+    number: int,
+    state: Arrays,
+    facts: Mapping[str, object],
+    keep: int,
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Write generation ``number``, commit it, and delete all but the newest ``keep``; ``check`` may prevent each step.
 
     Raises
     ------
@@ -56,7 +63,7 @@ def save_generation(directory: Path, number: int, state: Arrays, facts: Mapping[
         As raised by the file system; earlier generations are then untouched.
     """
     data = directory / f"gen-{number:08d}.h5"
-    write_hdf5(data, state, {"schema": SCHEMA, "kind": "generation", "number": number})
+    write_hdf5(data, state, {"schema": SCHEMA, "kind": "generation", "number": number}, check)
     record = {
         **facts,
         "schema": SCHEMA,
@@ -66,8 +73,9 @@ def save_generation(directory: Path, number: int, state: Arrays, facts: Mapping[
         "sha256": sha256(data),
     }
     reached("before-commit", data)
-    write_record(data.with_suffix(".json"), record)
+    write_record(data.with_suffix(".json"), record, check)
     reached("before-retention", data)
+    check()
     for old in sorted(directory.glob("gen-*.json"))[:-keep]:
         old.unlink(missing_ok=True)  # the record first: what has no record is not trusted
         reached("half-retired", old)

@@ -4,6 +4,9 @@ The lock is a file made with ``link``, which is atomic on NFS too, naming its ow
 every heartbeat. A lock is taken over when its owner is a dead process of this host or, if it is of another host or
 cannot be read, has not touched it for a minute. Taking over renames the stale file first, which only one
 contender can do; one that came late and renamed the winner's new lock notices and puts it back.
+
+An owner that was only cut off, or asleep, lives on after that. So every rank carries a `Claim`, looks at the lock
+before it puts any file in its place, and writes nothing more once the lock is another's.
 """
 
 from __future__ import annotations
@@ -14,18 +17,82 @@ import socket
 import time
 import uuid
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from hpc.errors import LockedError
+from hpc.errors import LockedError, LockLostError
 from hpc.store.records import sealed, unsealed
 
 STALE_AFTER: Final = 60.0
 """Seconds without a heartbeat after which an owner on another host counts as dead."""
 
+_LOOKS: Final = (0.05, 0.5, 0.0)
+"""Seconds to wait after each look that finds no lock: a contender that came late may be putting it back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What the lock says for as long as the run belongs to one process group; the same on all of its ranks.
+
+    Attributes
+    ----------
+    path
+        The lock file.
+    content
+        Its bytes.
+    """
+
+    path: Path
+    content: bytes
+
+    def verify(self) -> None:
+        """Return if the run is still ours.
+
+        Raises
+        ------
+        hpc.errors.LockLostError
+            If another process has taken it over.
+        OSError
+            If this cannot be told now: the file system fails, or the run directory is away.
+        """
+        for pause in _LOOKS:
+            try:
+                found = self.path.read_bytes()
+            except FileNotFoundError:
+                time.sleep(pause)
+                continue
+            if found == self.content:
+                return
+            msg = f"{self.path.parent}: {_taken_by(self.path)}"
+            raise LockLostError(msg)
+        (self.path.parent / "config.yaml").stat()  # a mount that is away has lost nothing
+        msg = (
+            f"{self.path.parent}: its lock is gone, so another attempt took this run over and has ended; "
+            "this one stops without writing: see tessera status, and resume the run if it is not done"
+        )
+        raise LockLostError(msg)
+
+
+def _taken_by(path: Path) -> str:
+    owner = read_owner(path) or {}
+    job = f" (SLURM job {owner['slurm_job']})" if owner.get("slurm_job") else ""
+    who = f"process {owner['pid']} on {owner['host']}{job}" if owner else "another process"
+    return (
+        f"{who} has taken this run over because this attempt was not heard for a while; "
+        "this one stops without writing: see tessera status"
+    )
+
 
 class RunLock:
     """The lock of a run directory.
+
+    Attributes
+    ----------
+    claim
+        What every rank needs to see whether the lock is still held.
+    released
+        Whether it was given up.
 
     Raises
     ------
@@ -35,6 +102,7 @@ class RunLock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.released = False
         self._owner = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -43,7 +111,8 @@ class RunLock:
             "slurm_job": os.environ.get("SLURM_JOB_ID"),
         }
         mine = path.with_name(f"{path.name}.{self._owner['token']}")
-        mine.write_text(json.dumps(sealed(self._owner)))
+        self.claim = Claim(path, json.dumps(sealed(self._owner)).encode())
+        mine.write_bytes(self.claim.content)
         try:
             for _ in range(10):
                 if self._try(mine):
@@ -78,6 +147,7 @@ class RunLock:
 
     def release(self) -> None:
         """Give the lock up, if it is still this owner's."""
+        self.released = True
         owner = read_owner(self.path)
         if owner is not None and owner.get("token") == self._owner["token"]:
             self.path.unlink(missing_ok=True)

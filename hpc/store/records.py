@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -39,9 +39,9 @@ def unsealed(record: object) -> dict[str, Any]:
     return content
 
 
-def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a sealed record atomically and durably."""
-    write_json(path, sealed(record))
+def write_record(path: Path, record: Mapping[str, Any], check: Callable[[], None] = lambda: None) -> None:
+    """Write a sealed record atomically and durably; see `hpc.store.atomic.write_atomically` for ``check``."""
+    write_json(path, sealed(record), check)
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
@@ -61,9 +61,9 @@ def read_record(path: Path) -> dict[str, Any] | None:
         raise CorruptFileError(msg) from error
 
 
-def write_keyed(path: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
+def write_keyed(path: Path, records: Mapping[str, Mapping[str, Any]], check: Callable[[], None] = lambda: None) -> None:
     """Write records with a digest each, so that a damaged one does not cost the others."""
-    write_json(path, {key: sealed({**record, "key": key}) for key, record in records.items()})
+    write_json(path, {key: sealed({**record, "key": key}) for key, record in records.items()}, check)
 
 
 def read_keyed(path: Path) -> tuple[dict[str, dict[str, Any]], str]:

@@ -8,7 +8,7 @@ with the unit's number and shape beside it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -41,8 +41,8 @@ class Finished:
         return sum(np.asarray(a).nbytes for a in self.arrays.values())
 
 
-def write_segment(path: Path, stage: str, units: Sequence[Finished]) -> None:
-    """Write finished units as one segment file; see `hpc.store.atomic.write_hdf5` for errors."""
+def write_segment(path: Path, stage: str, units: Sequence[Finished], check: Callable[[], None] = lambda: None) -> None:
+    """Write finished units as one segment file; see `hpc.store.atomic.write_hdf5` for ``check`` and errors."""
     columns: dict[tuple[str, str, int], list[tuple[int, NDArray[Any]]]] = {}
     for number, unit in enumerate(units):
         for name, value in unit.arrays.items():
@@ -61,7 +61,7 @@ def write_segment(path: Path, stage: str, units: Sequence[Finished]) -> None:
         arrays[f"columns/{i:05d}/unit"] = np.array([n for n, _ in members], np.int64)
         shapes = np.array([a.shape for _, a in members], np.int64)
         arrays[f"columns/{i:05d}/shape"] = shapes.reshape(len(members), ndim)
-    write_hdf5(path, arrays, {"schema": SCHEMA, "kind": "segment", "stage": stage, "columns": names})
+    write_hdf5(path, arrays, {"schema": SCHEMA, "kind": "segment", "stage": stage, "columns": names}, check)
 
 
 @dataclass(frozen=True, slots=True)

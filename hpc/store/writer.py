@@ -74,6 +74,8 @@ class Writer:
         When to write, and how much may be pending.
     warn
         Called from the writer thread with a sentence when the file system refuses a write.
+    check
+        Called before each file is put in its place; what it raises, other than OSError, ends the writer.
     """
 
     def __init__(
@@ -84,12 +86,14 @@ class Writer:
         rank: int,
         settings: CheckpointSettings,
         warn: Callable[[str], None],
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._directory = directory
         self._stage = stage
         self._prefix = f"seg-{attempt:04d}-{rank:05d}"
         self._settings = settings
         self._warn = warn
+        self._check = check
         # A quarter is for packing a batch into columns, which takes a copy of it.
         self._limit = (settings.max_pending_mb << 20) * 3 // 4
         self._batch = (settings.max_pending_mb << 20) // 4
@@ -258,9 +262,9 @@ class Writer:
     def _write(self, job: list[Finished] | Snapshot) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)  # it may have been on a mount that came back empty
         if isinstance(job, Snapshot):
-            save_generation(self._directory, job.number, job.arrays, job.facts, self._settings.keep)
+            save_generation(self._directory, job.number, job.arrays, job.facts, self._settings.keep, self._check)
         else:
-            write_segment(self._directory / f"{self._prefix}-{self._number:06d}.h5", self._stage, job)
+            write_segment(self._directory / f"{self._prefix}-{self._number:06d}.h5", self._stage, job, self._check)
 
     def _done(self, job: list[Finished] | Snapshot, seconds: float) -> None:
         with self._changed:
