@@ -1,0 +1,259 @@
+"""Two-time HDF5 files of the Advanced Photon Source, in the layouts of before and after its upgrade.
+
+Both hold the upper half of each symmetric matrix; blocks of rows are read when they are needed, so that data larger
+than memory can be fitted. The layouts are those that homodyne's ``xpcs_loader`` reads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from tessera.xpcs.dataset import Matrix
+from tessera.xpcs.errors import XpcsFileError
+
+Half = Literal["upper", "lower", "both"]
+
+_OLD: Final = ("xpcs/dqlist", "xpcs/dphilist", "exchange/C2T_all")
+_NEW: Final = (
+    "xpcs/qmap/dynamic_v_list_dim0",
+    "xpcs/qmap/dynamic_v_list_dim1",
+    "xpcs/twotime/processed_bins",
+    "xpcs/twotime/correlation_map",
+)
+_LISTED: Final = 20
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """What a file holds: one matrix per pair of wavevector and angle.
+
+    Attributes
+    ----------
+    layout
+        ``aps_old`` or ``aps_u``.
+    q, phi
+        Of each matrix, 1/Å and deg, shape (n,).
+    names
+        Path of each matrix in the file.
+    n_frames
+        Side of the matrices.
+    """
+
+    layout: Literal["aps_old", "aps_u"]
+    q: NDArray[np.float64]
+    phi: NDArray[np.float64]
+    names: tuple[str, ...]
+    n_frames: int
+
+
+def open_file(path: Path) -> h5py.File:
+    """Open an HDF5 file for reading.
+
+    Raises
+    ------
+    XpcsFileError
+        If it is missing, cut off, or no HDF5 file.
+    """
+    if not path.is_file():
+        msg = f"{path} does not exist; correct job.experimental_data.file_path"
+        raise XpcsFileError(msg)
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        if "truncated" in str(error):
+            msg = f"{path} is cut off ({error}); copy it again from where it was written"
+        else:
+            msg = f"{path} is not a readable HDF5 file ({error})"
+        raise XpcsFileError(msg) from error
+
+
+def list_matrices(file: h5py.File, path: Path, exchange_key: str = "exchange") -> Matrices:
+    """Say which matrices an open file holds.
+
+    Parameters
+    ----------
+    file
+        The file.
+    path
+        Its name, for messages.
+    exchange_key
+        Group of the old layout's matrices.
+
+    Raises
+    ------
+    XpcsFileError
+        If the file has neither layout, a dataset is missing, or lists and matrices do not agree.
+    """
+    old = (*_OLD[:2], f"{exchange_key}/C2T_all")
+    if old[2] in file or _OLD[0] in file:
+        _require(file, path, old, "old APS")
+        return _list_old(file, path, old)
+    if _NEW[3] in file or _NEW[0] in file:
+        _require(file, path, _NEW, "APS-U")
+        return _list_new(file, path)
+    msg = (
+        f"{path} has neither the old APS layout ({', '.join(old)}) nor that of APS-U ({', '.join(_NEW)}); it holds "
+        f"{_contents(file)}"
+    )
+    raise XpcsFileError(msg)
+
+
+def _require(file: h5py.File, path: Path, names: Sequence[str], layout: str) -> None:
+    missing = [name for name in names if name not in file]
+    if missing:
+        msg = (
+            f"{path} looks like the {layout} layout but lacks {', '.join(missing)}; it holds {_contents(file)}. "
+            "Export the two-time correlations again, with their q and phi lists"
+        )
+        raise XpcsFileError(msg)
+
+
+def _contents(file: h5py.File) -> str:
+    """List the datasets of a file with their shapes, a few of them."""
+    found: list[str] = []
+
+    def visit(name: str, node: object) -> str | None:
+        if isinstance(node, h5py.Dataset):
+            found.append(f"{name} {node.shape}")
+        return "enough" if len(found) > _LISTED else None
+
+    file.visititems(visit)
+    more = ", …" if len(found) > _LISTED else ""
+    return (", ".join(found[:_LISTED]) or "no datasets") + more
+
+
+def _list_old(file: h5py.File, path: Path, names: Sequence[str]) -> Matrices:
+    q, phi = (np.asarray(file[name][()], np.float64).ravel() for name in names[:2])
+    keys = sorted(file[names[2]])
+    if not (q.size == phi.size == len(keys)):
+        msg = (
+            f"{path}: {names[0]} has {q.size} entries, {names[1]} {phi.size} and {names[2]} {len(keys)} matrices; "
+            "they belong together one to one, so the file is damaged or was written incompletely"
+        )
+        raise XpcsFileError(msg)
+    paths = tuple(f"{names[2]}/{key}" for key in keys)
+    return Matrices("aps_old", q, phi, paths, _side(file, path, paths))
+
+
+def _list_new(file: h5py.File, path: Path) -> Matrices:
+    q_values, phi_values, bins = (np.asarray(file[name][()]).ravel() for name in _NEW[:3])
+    keys = sorted(file[_NEW[3]])
+    if bins.size != len(keys):
+        msg = (
+            f"{path}: {_NEW[2]} lists {bins.size} bins and {_NEW[3]} holds {len(keys)} matrices; they belong together "
+            "one to one, so the file is damaged or was written incompletely"
+        )
+        raise XpcsFileError(msg)
+    number = bins.astype(np.int64) - 1
+    wrong = (number < 0) | (number >= q_values.size * phi_values.size)
+    if wrong.any():
+        msg = (
+            f"{path}: {_NEW[2]} holds bin {int(bins[wrong][0])}, and {q_values.size} wavevectors and {phi_values.size} "
+            f"angles make bins 1 … {q_values.size * phi_values.size}"
+        )
+        raise XpcsFileError(msg)
+    q = np.asarray(q_values[number // phi_values.size], np.float64)
+    phi = np.asarray(phi_values[number % phi_values.size], np.float64)
+    paths = tuple(f"{_NEW[3]}/{key}" for key in keys)
+    return Matrices("aps_u", q, phi, paths, _side(file, path, paths))
+
+
+def _side(file: h5py.File, path: Path, names: Sequence[str]) -> int:
+    """Return the side of the matrices, which is the same for all."""
+    if not names:
+        msg = f"{path} holds no matrices; the two-time analysis that wrote it found nothing to correlate"
+        raise XpcsFileError(msg)
+    shapes = {file[name].shape for name in names}
+    shape = next(iter(shapes))
+    if len(shapes) > 1 or len(shape) != 2 or shape[0] != shape[1]:
+        msg = f"{path}: the matrices have shapes {sorted(shapes)}; they must be square and alike"
+        raise XpcsFileError(msg)
+    return int(shape[0])
+
+
+class HalfMatrixRows:
+    """`tessera.xpcs.dataset.C2Rows` of matrices in an HDF5 file of which one half is stored.
+
+    A file that holds both halves is averaged with its transpose. (homodyne adds both halves up, whatever they are.)
+
+    Parameters
+    ----------
+    file
+        Open for reading; it stays open as long as this lives.
+    names
+        Path of the matrix of each angle.
+    first, end
+        Frames, 0-based, the end excluded.
+
+    Raises
+    ------
+    XpcsFileError
+        If a matrix holds nothing but zeros.
+    """
+
+    def __init__(self, file: h5py.File, names: Sequence[str], first: int, end: int) -> None:
+        self._file = file
+        self._data = [file[name] for name in names]
+        self._first, self._n = first, end - first
+        self._lock = threading.Lock()
+        self._halves = [_stored_half(data, file.filename) for data in self._data]
+        self._dtype = np.dtype(np.float32 if all(d.dtype == np.float32 for d in self._data) else np.float64)
+
+    @property
+    def n_phi(self) -> int:
+        """Number of angles."""
+        return len(self._data)
+
+    @property
+    def n_t(self) -> int:
+        """Number of frames."""
+        return self._n
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32 if the file holds that, else float64."""
+        return self._dtype
+
+    def rows(self, angle: int, first: int, end: int) -> Matrix:
+        """Read a block of rows, from its diagonal to the last column."""
+        data, half = self._data[angle], self._halves[angle]
+        start, stop, last = self._first + first, self._first + end, self._first + self._n
+        try:
+            with self._lock:
+                upper = data[start:stop, start:last] if half != "lower" else None
+                lower = data[start:last, start:stop] if half != "upper" else None
+        except OSError as error:
+            msg = f"{self._file.filename}: rows {start + 1} … {stop} of {data.name} cannot be read ({error})"
+            raise XpcsFileError(msg) from error
+        if upper is None or lower is None:
+            block = np.asarray(upper if lower is None else lower.T, self._dtype)
+            _mirror(block)
+            return block
+        return np.asarray(0.5 * (upper + lower.T), self._dtype)
+
+
+def _mirror(block: Matrix) -> None:
+    """Fill what lies below the diagonal of a block of rows from what lies above."""
+    size = block.shape[0]
+    square = block[:, :size]
+    below = np.tril_indices(size, -1)
+    square[below] = square.T[below]
+
+
+def _stored_half(data: h5py.Dataset, source: str) -> Half:
+    """Say which half is stored, from the first row and column: the other one holds zeros."""
+    above, below = np.any(data[0, 1:] != 0), np.any(data[1:, 0] != 0)
+    if not (above or below):
+        msg = (
+            f"{source}: {data.name} is empty (its first row and column are zero); leave its angle out by phi_filtering"
+        )
+        raise XpcsFileError(msg)
+    return "both" if above and below else "upper" if above else "lower"

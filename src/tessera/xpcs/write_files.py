@@ -1,0 +1,51 @@
+"""Two-time correlations into the layouts that `tessera.xpcs.load` reads, for tests and demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+
+def write_aps_u(path: Path, matrices: Iterable[NDArray[Any]], phi: NDArray[Any], q: NDArray[Any]) -> None:
+    """Write the layout of APS-U: every wavevector with every angle, upper halves.
+
+    Parameters
+    ----------
+    path
+        The HDF5 file.
+    matrices
+        Symmetric, all angles of the first wavevector, then of the next; taken one at a time.
+    phi, q
+        deg, shape (n_phi,), and 1/Å, shape (n_q,).
+    """
+    with h5py.File(path, "w") as file:
+        file["xpcs/qmap/dynamic_v_list_dim0"] = np.asarray(q, np.float64)
+        file["xpcs/qmap/dynamic_v_list_dim1"] = np.asarray(phi, np.float64)
+        count = 0
+        for count, matrix in enumerate(matrices, start=1):
+            file[f"xpcs/twotime/correlation_map/c2_{count:05d}"] = np.triu(matrix)
+        file["xpcs/twotime/processed_bins"] = np.arange(1, count + 1)
+
+
+def write_aps_old(path: Path, matrices: Iterable[NDArray[Any]], phi: NDArray[Any], q: NDArray[Any]) -> None:
+    """Write the layout of APS before its upgrade: a list of pairs of wavevector and angle, upper halves.
+
+    Parameters
+    ----------
+    path
+        The HDF5 file.
+    matrices
+        Symmetric, one per pair; taken one at a time.
+    phi, q
+        Of each pair, deg and 1/Å, shape (n,).
+    """
+    with h5py.File(path, "w") as file:
+        file["xpcs/dqlist"] = np.asarray(q, np.float64)[None]
+        file["xpcs/dphilist"] = np.asarray(phi, np.float64)[None]
+        for count, matrix in enumerate(matrices, start=1):
+            file[f"exchange/C2T_all/g2_{count:05d}"] = np.triu(matrix)
