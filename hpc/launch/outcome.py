@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import signal
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,9 @@ from typing import Any, Final
 from rich.text import Text
 
 from hpc.errors import EXIT_DONE, EXIT_FAILED, EXIT_QUARANTINED, EXIT_STOPPED
+from hpc.watch.failure import Failure, last_lines
 from hpc.watch.screen import duration
 from hpc.watch.status import RunStatus, read_status
-
-_TAIL: Final = 15
-"""Lines of a log or traceback that are quoted; the rest is in the file."""
 
 _NAMED: Final = 5
 """Quarantined units that are named; the report lists all."""
@@ -104,16 +101,14 @@ def _stopped(ending: Ending, status: RunStatus) -> Text:
 
 def _failed(ending: Ending, status: RunStatus) -> Text:
     """Return what the failing rank wrote; for one that died without a word, what was going on."""
-    failure = _read_json(ending.run / "failure.json")
-    expected = bool(failure.get("expected"))
+    failure = status.failure or Failure("no message")
     text = Text("failed", style="bold red")
-    text.append(f": {_where(failure)}{failure.get('message' if expected else 'error', 'no message')}")
-    # An error that was raised on purpose says all; a traceback would only bury it.
-    quoted = "" if expected else str(failure.get("traceback") or _output(ending))
-    if quoted.strip():
-        text.append("\n" + _last_lines(quoted), style="dim")
-    log = ending.run / "logs" / f"rank-{int(failure.get('rank') or 0):05d}.log"
-    text.append(f"\nlogs     {log if failure.get('traceback') and log.is_file() else ending.log}")
+    text.append(f": {failure.told}")
+    quoted = failure.quoted or ("" if failure.expected else last_lines(_output(ending)))
+    if quoted:
+        text.append("\n" + quoted, style="dim")
+    log = ending.run / "logs" / f"rank-{failure.rank or 0:05d}.log"
+    text.append(f"\nlogs     {log if failure.traceback and log.is_file() else ending.log}")
     if ending.code == EXIT_FAILED and status.updated is not None:
         text.append(f"\nwhen the cause is gone, go on with:  {resume_line(ending.run)}")
     return text
@@ -140,21 +135,6 @@ def record_silent_death(ending: Ending) -> None:
 def _silent(ending: Ending, status: RunStatus) -> bool:
     """Say whether the ranks of this attempt have not written any progress."""
     return status.updated is None or status.updated < ending.started
-
-
-def _where(failure: Mapping[str, Any]) -> str:
-    """Return ``rank 3 (host) failed in stage patches, unit k:``, as far as it is known."""
-    if failure.get("rank") is None or (failure.get("expected") and not failure.get("stage")):
-        return ""
-    where = f"rank {failure['rank']}"
-    if failure.get("host"):
-        where += f" ({failure['host']})"
-    where += " failed"
-    if failure.get("stage"):
-        where += f" in stage {failure['stage']}"
-    if failure.get("unit"):
-        where += f", unit {failure['unit']}"
-    return where + ": "
 
 
 def _meaning(returned: int) -> str:
@@ -188,9 +168,3 @@ def _output(ending: Ending) -> str:
     with ending.log.open("rb") as file:
         file.seek(ending.log_start)
         return file.read().decode(errors="replace")
-
-
-def _last_lines(text: str) -> str:
-    lines = text.strip().splitlines()
-    cut = [f"… ({len(lines) - _TAIL} lines above)"] if len(lines) > _TAIL else []
-    return "\n".join("  " + line for line in [*cut, *lines[-_TAIL:]])

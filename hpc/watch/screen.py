@@ -84,7 +84,10 @@ def screen(status: RunStatus, now: float) -> RenderableType:
         parts.append(_stages(status))
     if status.ranks and status.state not in {"done", "quarantined"}:
         parts.append(_ranks(status.ranks, now) if len(status.ranks) <= SHOWN_RANKS else _rank_summary(status, now))
-    if status.message:
+    if status.failure is not None and status.state == "failed":
+        parts.append(Text(status.failure.told, style="red"))
+        parts.extend([Text(status.failure.quoted, style="dim")] if status.failure.quoted else [])
+    elif status.message:
         parts.append(Text(status.message, style="dim"))
     return Group(*parts)
 

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 import yaml
 
 from hpc.errors import RunDirError
+from hpc.watch.failure import Failure, read_failure
 
 T = TypeVar("T")
 
@@ -24,9 +25,6 @@ SILENCE: Final = 30.0
 
 DEAD_SILENCE: Final = 5.0
 """The same if the ranks ran on this machine and their processes are gone."""
-
-AFTERGLOW: Final = 10.0
-"""Seconds for which the other ranks may still write progress after one has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +73,8 @@ class RunStatus:
         The SLURM job of the run, if it has one, and how often it came back (see `hpc.watch.queued`).
     checkpoint_age
         Seconds since anything was last saved.
+    failure
+        Which rank of the last attempt failed, where and why; None if none did, or none is known.
     """
 
     path: str
@@ -95,6 +95,7 @@ class RunStatus:
     checkpoint_age: float | None = None
     ranks: tuple[RankStatus, ...] = ()
     message: str = ""
+    failure: Failure | None = None
 
     @property
     def current(self) -> StageStatus | None:
@@ -135,11 +136,10 @@ def read_status(run: Path, now: float | None = None) -> RunStatus:
         return RunStatus(str(run), "unreadable", message=f"config.yaml: {_first_line(error)}")
     try:
         progress = json.loads((run / "progress.json").read_bytes())
-        failure = _failure(run)
+        failure = read_failure(run)
         return _status(str(run), job, progress, failure, now - max(SILENCE, 10 * heartbeat), now)
     except FileNotFoundError:
-        failure = _failure(run)
-        return RunStatus(str(run), "failed" if failure else "not started", job, message=failure or "")
+        return _not_started(run, job)
     except (OSError, ValueError, TypeError, KeyError) as error:
         return RunStatus(str(run), "unreadable", job, message=f"progress.json: {_first_line(error)}")
 
@@ -148,22 +148,19 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _failure(run: Path) -> str | None:
-    """Return the error of a failed attempt; the file is removed when the next one starts.
-
-    Progress that went on after it belongs to healthy ranks: what failed was a second start beside them.
-    """
-    failure, progress = run / "failure.json", run / "progress.json"
+def _not_started(run: Path, job: str) -> RunStatus:
+    """Return the status of a run whose ranks have written no progress."""
     try:
-        error = str(json.loads(failure.read_bytes())["error"])
-        outlived = progress.exists() and progress.stat().st_mtime - failure.stat().st_mtime > AFTERGLOW
-    except FileNotFoundError:
-        return None
-    return None if outlived else error
+        failure = read_failure(run)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return RunStatus(str(run), "unreadable", job, message=f"failure.json: {_first_line(error)}")
+    if failure is None:
+        return RunStatus(str(run), "not started", job)
+    return RunStatus(str(run), "failed", job, message=failure.error, failure=failure)
 
 
 def _status(
-    path: str, job: str, progress: Mapping[str, Any], failure: str | None, oldest: float, now: float
+    path: str, job: str, progress: Mapping[str, Any], failure: Failure | None, oldest: float, now: float
 ) -> RunStatus:
     """Return the status of a run that has written progress; signs of life before ``oldest`` do not count."""
     ranks = tuple(_record(RankStatus, r) for r in progress["ranks"])
@@ -189,7 +186,8 @@ def _status(
         threads=int(progress["threads"]),
         checkpoint_age=_checkpoint_age(Path(path), now),
         ranks=ranks,
-        message=failure or str(progress["message"]),
+        message=failure.error if failure else str(progress["message"]),
+        failure=failure,
     )
 
 
