@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from tessera.lsq import warmup
 from tessera.lsq.options import PRESETS, HybridStreamingConfig
 from tessera.lsq.quadratic import Quadratic
@@ -128,7 +129,7 @@ def test_layer_1_skips_with_a_good_start_only():
     poor, asked = run(START, config, variance=spread)
     assert poor.reason != "skipped"
     assert len(asked) > 0
-    ignored, asked = run(TRUTH, config.replace(enable_warm_start_detection=False), variance=spread)
+    _, asked = run(TRUTH, config.replace(enable_warm_start_detection=False), variance=spread)
     assert len(asked) > 0
 
 
