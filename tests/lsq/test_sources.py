@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -87,6 +89,28 @@ def test_every_source_can_be_read_from_any_chunk(source):
     expected = [source.read(i).y for i in range(11)]
     for index in (7, 2, 2, 10, 0):
         np.testing.assert_array_equal(source.read(index).y, expected[index])
+
+
+def test_memory_maps_are_not_kept_in_memory(tmp_path):
+    """20 MB are read through a map; what stays resident is a fraction of that."""
+
+    def resident():
+        return int((Path("/proc/self/statm")).read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    big = np.lib.format.open_memmap(tmp_path / "y.npy", mode="w+", dtype=float, shape=(2_500_000,))
+    big[:] = np.arange(big.size)
+    del big
+    y = np.load(tmp_path / "y.npy", mmap_mode="r")
+    source, total, before = ArraySource(y, y, chunk_size=50_000), 0.0, resident()
+    for _, chunk in prefetched(source, range(source.n_chunks)):
+        total += chunk.y.sum()
+    assert total == y.size * (y.size - 1) / 2
+    assert resident() - before < 6e6
+    part = ArraySource(y[10:20], y[10:20])  # a part of a map, and a private one, are read as what they are
+    np.testing.assert_array_equal(part.read(0).y, np.arange(10.0, 20.0))
+    private = np.load(tmp_path / "y.npy", mmap_mode="c")
+    private[5] = -1
+    assert ArraySource(private, private).read(0).y[5] == -1
 
 
 def test_prefetched_in_order_and_ahead(source):

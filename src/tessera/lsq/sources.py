@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -305,7 +306,30 @@ def _numbers(x: Sequence[Any]) -> bool:
     return not x or (np.ndim(x[0]) == 0 and not hasattr(x[0], "shape"))
 
 
+class _FileRows:
+    """A memory map, read through its file: pages of a map that were touched would count as this process's memory."""
+
+    def __init__(self, array: np.memmap[Any, Any]) -> None:
+        self._path, self._offset = array.filename, int(array.offset)
+        self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
+
+    def __getitem__(self, where: Any) -> NDArray[Any]:
+        if self.ndim == 1:
+            return self._read(where, 0)
+        return np.stack([self._read(where[1], row * self.shape[1]) for row in range(self.shape[0])])
+
+    def _read(self, where: slice, before: int) -> NDArray[Any]:
+        first, count = before + where.start, where.stop - where.start
+        assert self._path is not None  # noqa: S101 - for the type checker
+        return np.fromfile(self._path, self.dtype, count, offset=self._offset + first * self.dtype.itemsize)
+
+
 def _sliceable(array: Any) -> Any:
+    if isinstance(array, np.memmap):
+        base: Any = array.base
+        whole = isinstance(base, mmap.mmap) and array.flags.c_contiguous and array.ndim in (1, 2)
+        if whole and array.mode != "c" and array.filename is not None:
+            return _FileRows(array)
     return array if hasattr(array, "shape") and hasattr(array, "dtype") else np.asarray(array)
 
 
