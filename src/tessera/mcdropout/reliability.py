@@ -130,7 +130,7 @@ def spearman_matrix(rows: ArrayLike) -> Floats:
     scale = np.sqrt(np.outer(np.diag(products), np.diag(products)))
     rho = np.divide(products, scale, out=np.zeros_like(products), where=scale > 0)
     np.fill_diagonal(rho, 1.0)
-    return np.clip(rho, -1.0, 1.0)
+    return np.asarray(np.clip(rho, -1.0, 1.0))
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
