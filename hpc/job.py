@@ -111,6 +111,11 @@ class Loop(ABC):
         del state
         return 0, 0
 
+    def figures(self, state: Arrays) -> Mapping[str, float | str]:
+        """Return a few numbers and words about the state for `tessera status`: ``{"cost": 1.2}``. Rank 0 only."""
+        del state
+        return {}
+
     def finish(self, state: Arrays, ctx: Context) -> None:
         """Write the result under ``ctx.results_dir``. Rank 0 only; repeated after a kill."""
 

@@ -29,6 +29,7 @@ def run_loop(stage: Loop, index: int, life: Life) -> bool:
     if life.desk:
         done, total = stage.steps(state)
         life.desk.progress.begin(index, total, done)
+        life.desk.progress.reach(done, total, stage.figures(state))
         life.desk.event("stage_start", stage=stage.name, restored=number)
     saver = _Saver(life, stage.name, number, state) if life.desk else None
     first, busy = number, life.here.busy
@@ -94,7 +95,7 @@ def _step(stage: Loop, state: Arrays, life: Life) -> Arrays:
     life.here.done += 1
     if life.desk:
         done, total = stage.steps(state)
-        life.desk.progress.reach(done, total)
+        life.desk.progress.reach(done, total, stage.figures(state))
     return state
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ class StageProgress:
     quarantined: int = 0
     restored: int = 0
     seconds: float = 0.0
+    figures: dict[str, float | str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -91,11 +93,12 @@ class Progress:
             stage.quarantined += quarantined
             self._count(stage, stage.done + done)
 
-    def reach(self, done: int, total: int) -> None:
-        """Say how many steps of how many expected ones the current loop has made."""
+    def reach(self, done: int, total: int, figures: Mapping[str, float | str]) -> None:
+        """Say how many steps of how many expected ones the current loop has made, and what it says of its state."""
+        known = {k: v for k, v in figures.items() if isinstance(v, str) or math.isfinite(v)}  # JSON has no NaN
         with self._lock:
             stage = self.stages[self._current]
-            stage.total = total
+            stage.total, stage.figures = total, known
             self._count(stage, done)
 
     def end(self) -> float:

@@ -82,6 +82,8 @@ def screen(status: RunStatus, now: float) -> RenderableType:
     parts: list[RenderableType] = [_heading(status)]
     if status.stages:
         parts.append(_stages(status))
+        if status.current is not None and status.current.figures:
+            parts.append(Text(figures(status.current)))
     if status.ranks and status.state not in {"done", "quarantined"}:
         parts.append(_ranks(status.ranks, now) if len(status.ranks) <= SHOWN_RANKS else _rank_summary(status, now))
     if status.failure is not None and status.state == "failed":
@@ -126,6 +128,12 @@ def _stages(status: RunStatus) -> Table:
             _note(stage, status if live else None),
         )
     return table
+
+
+def figures(stage: StageStatus) -> str:
+    """Return what a loop says of its state, ``cost 1.234e+05  radius 0.5``; empty for a map."""
+    words = (f"{k} {v}" if isinstance(v, str) else f"{k} {v:.6g}" for k, v in stage.figures.items())
+    return "  ".join(words)
 
 
 def _filled(stage: StageStatus) -> float:
@@ -235,4 +243,6 @@ def line(status: RunStatus) -> str:
         text += f" ({stage.quarantined} quarantined)"
     if status.state == "running" and status.rate:
         text += f", {speed(status.rate)}, {duration(status.eta)} to go"
+    if stage.figures:
+        text += f"; {figures(stage)}"
     return text

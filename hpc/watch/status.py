@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -29,7 +29,10 @@ DEAD_SILENCE: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class StageStatus:
-    """One stage: how many of its units (or steps) are done; ``restored`` came from earlier attempts."""
+    """One stage: how many of its units (or steps) are done; ``restored`` came from earlier attempts.
+
+    ``figures`` is what a loop says of its state.
+    """
 
     name: str
     kind: str = "map"
@@ -39,6 +42,7 @@ class StageStatus:
     quarantined: int = 0
     restored: int = 0
     seconds: float = 0.0
+    figures: Mapping[str, float | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,8 @@ def test_same_answer_on_any_number_of_ranks_and_threads(toy):
     ]
     assert [r.code for r in runs] == [0, 0, 0], runs[-1].output
     assert results(runs[0].path) == results(runs[1].path) == results(runs[2].path)
+    told = [stage["figures"] for stage in runs[1].json("progress.json")["stages"]]
+    assert [sorted(f) for f in told if f] == [["phase", "x"]]  # what a loop says of itself; NaN is not JSON
     assert "oversubscribed: 3 ranks x 2 threads" in runs[2].text("events.jsonl") or len(os.sched_getaffinity(0)) >= 6
 
 

@@ -61,6 +61,16 @@ def test_a_running_run(tmp_path):
     assert line(status) == "running: patches 30/40 (1 quarantined), 30/min, 1 h 02 min to go"
 
 
+def test_what_a_loop_says_of_its_state_is_shown(tmp_path):
+    stage = {"name": "fit", "kind": "loop", "state": "running", "done": 3, "total": 0}
+    told = {"phase": "[warm-up]", "cost": 123456.789, "points/s": 2.5e8}
+    run = write_run(tmp_path / "run", stage="fit", stages=[{**stage, "figures": told}])
+    status = read_status(run, NOW)
+    for shown in (text(screen(status, NOW)), line(status)):
+        assert "phase [warm-up]  cost 123457  points/s 2.5e+08" in shown
+    assert status.as_json()["stages"][0]["figures"] == told
+
+
 @pytest.mark.parametrize("state", ["starting", "running", "stopping"])
 def test_a_silent_run_is_lost_not_running(tmp_path, state):
     write_run(tmp_path / "run", state=state)

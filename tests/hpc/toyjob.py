@@ -110,6 +110,9 @@ class Walk(Loop):
     def steps(self, state: Arrays) -> tuple[int, int]:
         return int(state["n"]), self.options.steps
 
+    def figures(self, state: Arrays) -> dict[str, float | str]:
+        return {"phase": "walk", "x": float(state["x"][0]), "unknown": float("nan")}
+
     def finish(self, state: Arrays, ctx: Context) -> None:
         (ctx.results_dir / "walk.txt").write_text(state["x"].tobytes().hex() + "\n")
 
