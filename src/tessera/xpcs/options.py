@@ -70,7 +70,7 @@ class PhiOptions:
 class StartOptions:
     """Start values, by name; what is not named takes homodyne's default."""
 
-    values: dict[str, float] = field(default_factory=dict)
+    values: dict[str, float | None] = field(default_factory=dict)
     fixed_parameters: dict[str, float] = field(default_factory=dict)
 
 

@@ -22,7 +22,7 @@ class AngleRange:
     description: str = ""
 
 
-DEFAULT_RANGES = (AngleRange(-10.0, 10.0, "along the flow"), AngleRange(170.0, 190.0, "against the flow"))
+DEFAULT_RANGES = (AngleRange(-10.0, 10.0), AngleRange(170.0, 190.0))
 """homodyne's: parallel and antiparallel to the flow."""
 
 
