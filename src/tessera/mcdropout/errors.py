@@ -17,3 +17,15 @@ class ImageError(McDropoutError):
 
 class TextError(McDropoutError):
     """A tokenizer or a text cannot be used."""
+
+
+class SiteError(McDropoutError):
+    """A site is unknown, never fires, or cannot be perturbed as asked."""
+
+
+class DrawError(McDropoutError):
+    """The draws of a trial cannot be made as asked: a probability, a key, or a cut of the trial is out of range."""
+
+
+class DeviceError(McDropoutError):
+    """The device asked for is not there, lacks something that is asked of it, or has too little memory."""
