@@ -6,11 +6,15 @@ Face, an OpenCLIP and a timm tower, so that one recipe is the same estimator in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from torch import Tensor
+
+Layout: TypeAlias = Literal["hf", "open_clip", "timm"]
+"""Whose implementation the weights come from: transformers, OpenCLIP's own or timm's vision transformer."""
 
 Kind: TypeAlias = Literal["attention", "mlp", "stochastic_depth", "projection", "preexisting", "packed"]
 
@@ -66,3 +70,22 @@ class SiteList:
     def all(self) -> tuple[Site, ...]:
         """Return the sites so far."""
         return tuple(self._sites)
+
+
+# The modules of class Linear under the image encoder that a forward pass really calls. Not among them: projections that
+# torch's MultiheadAttention reads without calling them, and what lies outside the encoder (CLIP's projections).
+_WRAPPED = {
+    "hf": re.compile(r"blocks\.\d+\.(attn\.(q|k|v|out)|mlp\.fc[12])|pool\.mlp\.fc[12]"),
+    "open_clip": re.compile(r"blocks\.\d+\.mlp\.fc[12]"),
+    "timm": re.compile(r"blocks\.\d+\.(attn\.(qkv|out)|mlp\.fc[12])|pool\.(attn\.(q|kv|out)|mlp\.fc[12])|head\.proj"),
+}
+
+
+def wrapped_by_original(layout: Layout, sites: Iterable[Site]) -> tuple[Site, ...]:
+    """Return the sites that mcdo-vlm-uncertainty's uniform dropout reaches, in the order in which it draws.
+
+    Its ``LinearDropoutWrapper`` replaces every Linear of the image encoder, and ``set_dropout_mode`` switches on every
+    dropout that is there already: another estimator in each layout of one and the same model.
+    """
+    pattern = _WRAPPED[layout]
+    return tuple(site for site in sites if site.kind == "preexisting" or pattern.fullmatch(site.id))

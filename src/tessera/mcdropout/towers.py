@@ -8,17 +8,14 @@ rotary positions and attention pooling.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tessera.mcdropout.blocks import Activation, Block, BlockShape, Entry, Mlp, Point, join_heads, split_heads, through
-from tessera.mcdropout.sites import Perturb, Site, SiteList
-
-Layout: TypeAlias = Literal["hf", "open_clip", "timm"]
-"""Whose implementation the weights come from: it decides which of the sites the original's dropout wrapper reaches."""
+from tessera.mcdropout.sites import Layout, Perturb, Site, SiteList
 
 _POINTS: dict[str, Point] = {
     "attn.qkv": "qkv",
@@ -296,13 +293,14 @@ def rotary_table(config: TowerConfig) -> Tensor:
     frequencies ``10000^(-4 i / channels)``; the class token is not turned.
     """
     channels = config.width // config.heads
-    frequencies = 10_000.0 ** -(torch.arange(0, channels // 2, 2, dtype=torch.float32) / (channels // 2))
-    along = torch.arange(config.grid, dtype=torch.float32) + 1
+    # On the CPU even while a tower is built without memory: the table is computed, not loaded.
+    frequencies = 10_000.0 ** -(torch.arange(0, channels // 2, 2, dtype=torch.float32, device="cpu") / (channels // 2))
+    along = torch.arange(config.grid, dtype=torch.float32, device="cpu") + 1
     rows, columns = torch.meshgrid(along, along, indexing="ij")
     places = torch.stack([columns.flatten(), rows.flatten()], -1)
     angles = (places[..., None] * frequencies).flatten(1).repeat_interleave(2, -1)
     if config.class_token:
-        angles = torch.cat([torch.zeros(1, channels), angles])
+        angles = torch.cat([angles.new_zeros(1, channels), angles])
     return torch.stack([angles.sin(), angles.cos()])
 
 

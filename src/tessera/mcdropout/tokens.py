@@ -1,0 +1,105 @@
+"""From words to token numbers, with the ``tokenizer.json`` beside the weights."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from tessera.mcdropout.errors import TextError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+Cleaning: TypeAlias = Literal["none", "lower", "canonicalize"]
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def clean(text: str, cleaning: Cleaning) -> str:
+    """Clean a text as the model's tokenizer expects.
+
+    ``canonicalize`` is that of SigLIP's evaluation (big_vision, ``prompt_engineering.canonicalize_text``): underscores
+    are spaces, no punctuation, lower case, single spaces. ``lower`` is the training default of SigLIP 2.
+    """
+    if cleaning == "canonicalize":
+        return " ".join(text.replace("_", " ").translate(_PUNCTUATION).lower().split())
+    return text.lower() if cleaning == "lower" else text
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Token numbers of texts, all of one length.
+
+    Attributes
+    ----------
+    backend
+        The tokenizer of the ``tokenizers`` package, which adds the begin and end tokens.
+    context
+        Length of every sequence: longer texts are cut, keeping the end token; shorter ones are padded.
+    cleaning
+        What is done to a text first.
+    path
+        The file it was read from.
+    """
+
+    backend: Backend
+    context: int
+    cleaning: Cleaning
+    path: Path
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Return the numbers (N, context), int64, of some texts.
+
+        Raises
+        ------
+        TextError
+            If there is no text, or one is empty.
+        """
+        cleaned = [clean(text, self.cleaning) for text in texts]
+        empty = [repr(text) for text, kept in zip(texts, cleaned, strict=True) if not kept.strip()]
+        if not texts or empty:
+            msg = f"nothing to encode in {', '.join(empty) or 'an empty list of texts'}; give words"
+            raise TextError(msg)
+        return torch.tensor([encoding.ids for encoding in self.backend.encode_batch(cleaned)], dtype=torch.int64)
+
+
+def read_tokenizer(path: Path, context: int, cleaning: Cleaning, pad: int) -> Tokenizer:
+    """Read a ``tokenizer.json``.
+
+    Parameters
+    ----------
+    path
+        The file.
+    context
+        Length of every sequence.
+    cleaning
+        What is done to a text first.
+    pad
+        Number of the padding token, if the file does not say.
+
+    Raises
+    ------
+    TextError
+        If the file is missing or cannot be read.
+    """
+    from tokenizers import Tokenizer as Backend
+
+    if not path.is_file():
+        msg = f"{path} does not exist, and texts need it; copy it from the model's repository beside the weights"
+        raise TextError(msg)
+    try:
+        backend = Backend.from_file(str(path))
+    except Exception as error:  # the Rust side raises nothing more specific
+        msg = f"{path} cannot be read as a tokenizer ({error}); copy it again from the model's repository"
+        raise TextError(msg) from error
+    stated = backend.padding or {}
+    number = int(stated.get("pad_id", pad))
+    token = stated.get("pad_token") or backend.id_to_token(number) or ""
+    backend.enable_truncation(context)
+    backend.enable_padding(length=context, pad_id=number, pad_token=token)
+    return Tokenizer(backend, context, cleaning, path)
