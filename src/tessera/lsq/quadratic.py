@@ -38,6 +38,14 @@ class Quadratic:
         Number of data points left out because data or model were not finite.
     scores
         Σ (rho' r)² j jᵀ, shape (p, p): the middle of the sandwich covariance; None unless asked for.
+    root
+        Triangular factor of [J r], shape (p+1, p+1), of which hessian and gradient are products; known only where one
+        chunk holds all data. With it the condition of J is not squared.
+    power
+        Σ (w f)²: the rounding error of the residuals is some eps √power. 0 if it is not known.
+    spread
+        Weighted variance of the data about their mean, twice the cost of the best constant per point; None if it is
+        not known.
     """
 
     x: Vector
@@ -47,6 +55,9 @@ class Quadratic:
     count: int
     rejected: int = 0
     scores: NDArray[np.float64] | None = None
+    root: NDArray[np.float64] | None = None
+    power: float = 0.0
+    spread: float | None = None
 
     def finite(self) -> bool:
         """Whether an optimizer can go on from here."""
@@ -54,8 +65,9 @@ class Quadratic:
 
     @classmethod
     def from_sums(cls, x: Vector, sums: Mapping[str, NDArray[Any]]) -> Quadratic:
-        """Build it from reduced contributions with the keys ``cost, gradient, hessian, count, rejected[, scores]``."""
+        """Build it from reduced contributions with the keys ``cost, gradient, hessian, count, rejected[, scores, root, power]``."""
         scores = sums.get("scores")
+        root = sums.get("root")
         return cls(
             x=x,
             cost=float(sums["cost"]),
@@ -64,4 +76,6 @@ class Quadratic:
             count=int(sums["count"]),
             rejected=int(sums["rejected"]),
             scores=None if scores is None else np.asarray(scores, np.float64),
+            root=None if root is None else np.asarray(root, np.float64),
+            power=float(sums.get("power", 0.0)),
         )
