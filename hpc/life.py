@@ -90,11 +90,11 @@ class Life:
             self.desk.pulse(self.pulse(), "stop" if agreed == _WISHES.index("stop") else "requeue")
         return agreed > 0
 
-    def start_writer(self, stage: str) -> Writer:
-        """Start the writer of a stage; it is also what a stop signal flushes."""
+    def start_writer(self, stage: str, writers: int = 1) -> Writer:
+        """Start the writer of a stage, one of so many; it is also what a stop signal flushes."""
         directory = self.run.stage(stage)
         settings, check = self.settings.checkpoint, self.claim.verify
-        self.saving = Writer(directory, stage, self.attempt, self.ranks.rank, settings, self.warn, check)
+        self.saving = Writer(directory, stage, self.attempt, self.ranks.rank, settings, self.warn, check, writers)
         return self.saving
 
     def end_lost(self, error: LockLostError) -> NoReturn:

@@ -16,9 +16,10 @@ from hpc.errors import RankError
 from hpc.job import Arrays, Map, Unit
 from hpc.life import Life
 from hpc.schedule import Queue
-from hpc.store.journal import Journal, deaths
+from hpc.store.journal import Journal
 from hpc.store.records import read_keyed, write_record
-from hpc.store.segments import Finished, StoredResults, scan, set_aside
+from hpc.store.segments import Finished, StoredResults, set_aside
+from hpc.survey import Survey, survey
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,10 @@ def run_map(stage: Map, index: int, life: Life) -> bool:
         False if it was stopped before all units were done.
     """
     directory = life.run.stage(stage.name)
-    plan = life.ranks.bcast(_plan(stage, directory, life) if life.desk else None)
+    if life.desk:
+        directory.mkdir(parents=True, exist_ok=True)
+    found = survey(directory, life.ranks, whole=life.attempt > 1)
+    plan = life.ranks.bcast(_plan(stage, directory, life, found) if found is not None else None)
     if plan.complete:
         life.homes[stage.name] = plan.home
         if life.desk:
@@ -54,7 +58,8 @@ def run_map(stage: Map, index: int, life: Life) -> bool:
     cost = _work(stage, directory, life)
     costs = life.ranks.gather(cost)
     # Every rank is told where each unit's result lies, so that none depends on its own view of the directory.
-    home = life.homes[stage.name] = life.ranks.bcast(scan(directory).home if life.desk else None)
+    after = survey(directory, life.ranks, whole=False)
+    home = life.homes[stage.name] = life.ranks.bcast(after.segments.home if after is not None else None)
     if life.agree_to_stop() and life.ranks.bcast(bool(_missing(plan, home, life.desk)) if life.desk else None):
         return False
     if life.desk:
@@ -64,9 +69,8 @@ def run_map(stage: Map, index: int, life: Life) -> bool:
     return True
 
 
-def _plan(stage: Map, directory: Path, life: Life) -> Plan:
+def _plan(stage: Map, directory: Path, life: Life, survey: Survey) -> Plan:
     """List the units and sort out what earlier attempts did of them. Rank 0."""
-    directory.mkdir(parents=True, exist_ok=True)
     units = tuple(stage.units(life.ctx))
     keys = {u.key for u in units}
     if len(keys) != len(units):
@@ -74,7 +78,7 @@ def _plan(stage: Map, directory: Path, life: Life) -> Plan:
         msg = f"stage {stage.name} lists a unit twice: {', '.join(twice)}; unit keys must be unique"
         raise RankError(msg)
     quarantine = {k: f for k, f in _read_quarantine(directory, stage.name, life).items() if k in keys}
-    found = scan(directory, whole=life.attempt > 1)
+    found = survey.segments
     for name, damage in found.damaged.items():
         life.source.event("fallback", stage=stage.name, reason=damage)
         life.log.warning("%s: its units are run again", damage)
@@ -82,7 +86,7 @@ def _plan(stage: Map, directory: Path, life: Life) -> Plan:
     complete = life.read_record(directory / "complete.json", stage.name) is not None
     if complete and keys <= found.home.keys() | quarantine.keys():
         return Plan(units, quarantine=quarantine, complete=True, home=found.home)
-    died = {k: n for k, n in deaths(directory).items() if k in keys and k not in found.home}
+    died = {k: n for k, n in survey.deaths.items() if k in keys and k not in found.home}
     limit = life.settings.engine.max_unit_deaths
     for key, count in died.items():
         if count >= limit:
@@ -109,7 +113,7 @@ def _open_desk(desk: Desk, plan: Plan, index: int, directory: Path, life: Life) 
 def _work(stage: Map, directory: Path, life: Life) -> dict[str, Any]:
     """Take units until there are no more; return what this rank spent."""
     start, busy0, done0 = time.monotonic(), life.here.busy, life.here.done
-    writer = life.start_writer(stage.name)
+    writer = life.start_writer(stage.name, life.ranks.size)
     journal = life.journal = Journal(directory, life.attempt, life.ranks.rank)
     finished: list[tuple[str, float]] = []
     failed: list[UnitFailure] = []

@@ -11,7 +11,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 Fill = Callable[[NDArray[Any], int, int], None]
+T = TypeVar("T")
 
 _LAUNCHER_SIGNS: Final = ("PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS")
 """Variables by which mpiexec or srun tell a process that it is one of several ranks."""
+
+_FOLD: Final = 74
 
 _FAREWELL: Final = 15
 """Seconds that MPI_Finalize may take; by then all results are safe."""
@@ -46,6 +49,9 @@ class Ranks(Protocol):
 
     def gather(self, value: Any) -> list[Any] | None:
         """Return the values of all ranks, in rank order, on rank 0; None elsewhere."""
+
+    def fold(self, value: T, join: Callable[[T, T], T]) -> T | None:
+        """Join the values of all ranks in pairs along a tree, lower ranks left; rank 0 gets the result, others None."""
 
     def allmax(self, value: int) -> int:
         """Return the largest of all ranks' values on every rank."""
@@ -81,6 +87,11 @@ class SerialRanks:
     def gather(self, value: Any) -> list[Any] | None:
         """Return ``[value]``."""
         return [value]
+
+    def fold(self, value: T, join: Callable[[T, T], T]) -> T | None:
+        """Return ``value``."""
+        del join
+        return value
 
     def allmax(self, value: int) -> int:
         """Return ``value``."""
@@ -145,6 +156,19 @@ class MpiRanks:
         """Return the values of all ranks on rank 0."""
         self.barrier()
         return self.comm.gather(value, root=0)
+
+    def fold(self, value: T, join: Callable[[T, T], T]) -> T | None:
+        """Join along a binomial tree: as many rounds as the number of ranks has binary digits."""
+        self.barrier()
+        step = 1
+        while step < self.size:
+            if self.rank & step:
+                self.comm.send(value, dest=self.rank - step, tag=_FOLD)
+                return None
+            if self.rank + step < self.size:
+                value = join(value, self.comm.recv(source=self.rank + step, tag=_FOLD))
+            step *= 2
+        return value
 
     def allmax(self, value: int) -> int:
         """Return the largest value; the ranks are in step here, so MPI's fast spinning call is right."""

@@ -1,8 +1,9 @@
 """Sums whose bits do not depend on how many ranks took part.
 
 Floating-point addition is not associative, so an MPI reduction changes with the number of ranks. Here the
-chunks are the leaves of one fixed binary tree; each rank adds up the subtrees that lie wholly in its share,
-and rank 0 finishes the few nodes near the top. Pairwise summation also keeps the error at O(log n).
+chunks are the leaves of one fixed binary tree; each rank adds up the subtrees that lie wholly in its share.
+Then the ranks join their shares in pairs, adding what has become whole, until rank 0 has the root. Pairwise
+summation also keeps the error at O(log n).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _Node = tuple[int, int]
 _Sums = dict[str, NDArray[Any]]
+_Share = tuple[range, dict[_Node, _Sums]]
+"""A contiguous range of chunks, and the sums of the largest tree nodes in it."""
 
 
 def sum_chunks(ranks: Ranks, n: int, mine: range, contributions: Iterable[Arrays]) -> _Sums:
@@ -52,14 +55,14 @@ def sum_chunks(ranks: Ranks, n: int, mine: range, contributions: Iterable[Arrays
         raise ValueError(msg)
     leaves = iter(contributions)
     nodes = {node: _subtree(node, leaves) for node in _maximal((0, n), mine)}
-    gathered = ranks.gather(nodes)
-    total = None
-    if gathered is not None:
-        known: dict[_Node, _Sums] = {}
-        for part in gathered:
-            known.update(part)
-        total = _finish((0, n), known)
-    return ranks.bcast_arrays(total)
+
+    def join(left: _Share, right: _Share) -> _Share:
+        both = range(left[0].start, right[0].stop)
+        known = left[1] | right[1]
+        return both, {node: _finish(node, known) for node in _maximal((0, n), both)}
+
+    whole = ranks.fold((mine, nodes), join)
+    return ranks.bcast_arrays(whole[1][0, n] if whole is not None else None)
 
 
 def _split(node: _Node) -> tuple[_Node, _Node]:

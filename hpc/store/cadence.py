@@ -10,6 +10,8 @@ from hpc.settings import CheckpointSettings
 
 _SHORTEST: Final = 1.0
 _LONGEST: Final = 600.0
+_FILES: Final = 20.0
+"""Files a second that all writers of a folder may make together: more of them save more rarely (docs/scaling.md)."""
 
 
 def daly_interval(cost: float, mtbf: float) -> float:
@@ -41,11 +43,14 @@ class Cadence:
     ----------
     settings
         ``checkpoint.every`` and ``checkpoint.mtbf``.
+    writers
+        How many save into the same folder.
     """
 
-    def __init__(self, settings: CheckpointSettings) -> None:
+    def __init__(self, settings: CheckpointSettings, writers: int = 1) -> None:
         self._settings = settings
-        self._seconds = settings.every if isinstance(settings.every, float) else _SHORTEST
+        self._least = writers / _FILES if writers > 1 else 0.0
+        self._seconds = max(self._least, settings.every if isinstance(settings.every, float) else _SHORTEST)
         self._last = time.monotonic()
         self._steps = 0
 
@@ -75,4 +80,4 @@ class Cadence:
         if self._settings.every == "auto":
             # A save must not be handed over before the one before is durable, or it would only be replaced.
             best = max(daly_interval(cost, self._settings.mtbf), cost)
-            self._seconds = min(max(best, _SHORTEST), _LONGEST)
+            self._seconds = max(self._least, min(max(best, _SHORTEST), _LONGEST))

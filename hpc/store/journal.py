@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,10 +46,15 @@ def entries(text: str) -> Iterator[tuple[str, str]]:
             yield line[0], line[1:]
 
 
-def deaths(directory: Path) -> Counter[str]:
-    """Count, for each unit, the attempts in which it was begun and its process never came back."""
+def journal_names(directory: Path) -> list[str]:
+    """Return the names of a stage's journals."""
+    return sorted(path.name for path in directory.glob("begun-*.txt"))
+
+
+def deaths(directory: Path, names: Iterable[str]) -> Counter[str]:
+    """Count, for each unit, the attempts in which it was begun and its process never came back, as journals tell."""
     count: Counter[str] = Counter()
-    for path in sorted(directory.glob("begun-*.txt")):
+    for path in (directory / name for name in names):
         open_units: set[str] = set()
         for sign, key in entries(path.read_text(errors="replace")):
             if sign == "+":

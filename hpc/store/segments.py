@@ -8,7 +8,7 @@ with the unit's number and shape beside it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -177,6 +177,50 @@ class Scan:
     damaged: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The keys of one segment and the seconds each unit took, or why it cannot be read."""
+
+    name: str
+    keys: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    damage: str = ""
+
+
+def segment_names(directory: Path) -> list[str]:
+    """Return the names of a stage's segments, in order."""
+    return sorted(path.name for path in directory.glob("seg-*.h5"))
+
+
+def list_segment(path: Path, *, whole: bool = False) -> Listing:
+    """Read the keys of a segment; see `scan` for ``whole``."""
+    try:
+        with open_hdf5(path) as (group, attributes):
+            _check(path, attributes)
+            keys = [str(k) for k in read_array(group["keys"])]
+            seconds = read_array(group["seconds"]).tolist()
+            if whole:
+                _read_all(group)
+    except CorruptFileError as error:
+        return Listing(path.name, damage=str(error))
+    return Listing(path.name, keys, seconds)
+
+
+def united(listings: Iterable[Listing]) -> Scan:
+    """Put the listings of a stage's segments together."""
+    found = Scan()
+    for listing in sorted(listings, key=lambda each: each.name):
+        if listing.damage:
+            found.damaged[listing.name] = listing.damage
+        for key, took in zip(listing.keys, listing.seconds, strict=True):
+            if key in found.home:
+                found.doubled.append(key)
+            else:
+                found.home[key] = listing.name
+                found.seconds[key] = took
+    return found
+
+
 def scan(directory: Path, *, whole: bool = False) -> Scan:
     """Read the keys of all segments of a stage.
 
@@ -187,25 +231,7 @@ def scan(directory: Path, *, whole: bool = False) -> Scan:
     whole
         Read every array too and so verify its checksums: what a resume does before it trusts another attempt's files.
     """
-    found = Scan()
-    for path in sorted(directory.glob("seg-*.h5")):
-        try:
-            with open_hdf5(path) as (group, attributes):
-                _check(path, attributes)
-                keys = [str(k) for k in read_array(group["keys"])]
-                seconds = read_array(group["seconds"]).tolist()
-                if whole:
-                    _read_all(group)
-        except CorruptFileError as error:
-            found.damaged[path.name] = str(error)
-            continue
-        for key, took in zip(keys, seconds, strict=True):
-            if key in found.home:
-                found.doubled.append(key)
-            else:
-                found.home[key] = path.name
-                found.seconds[key] = took
-    return found
+    return united(list_segment(directory / name, whole=whole) for name in segment_names(directory))
 
 
 def set_aside(directory: Path, name: str) -> None:

@@ -14,7 +14,7 @@ from hpc.errors import CorruptFileError, LockedError, RunDirError
 from hpc.rundir import RunDir, config_hash
 from hpc.store.atomic import TEMPORARY
 from hpc.store.generations import load_generation, load_newest
-from hpc.store.journal import deaths, entries
+from hpc.store.journal import deaths, entries, journal_names
 from hpc.store.lock import read_owner, refuse_if_held
 from hpc.store.records import read_keyed, read_record
 from hpc.store.segments import read_whole
@@ -219,7 +219,7 @@ class _Stage:
             text += f"; {_count(missing, 'unit')} of a complete stage are missing and would be run again"
         elif complete:
             text += "; the stage is complete"
-        died = deaths(self.directory).keys() - home.keys() - quarantine
+        died = deaths(self.directory, journal_names(self.directory)).keys() - home.keys() - quarantine
         if died:
             text += f"; begun and not ended: {_some(died)}" + (" (being computed)" if self.working else "")
         return Verdict(self.directory.name, "bad" if missing > 0 or damaged else "ok", text)

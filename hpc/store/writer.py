@@ -76,6 +76,8 @@ class Writer:
         Called from the writer thread with a sentence when the file system refuses a write.
     check
         Called before each file is put in its place; what it raises, other than OSError, ends the writer.
+    writers
+        How many write into the folder.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Writer:
         settings: CheckpointSettings,
         warn: Callable[[str], None],
         check: Callable[[], None] = lambda: None,
+        writers: int = 1,
     ) -> None:
         self._directory = directory
         self._stage = stage
@@ -107,7 +110,7 @@ class Writer:
         self._closing = False
         self._error: BaseException | None = None
         self._number = 0
-        self.cadence = Cadence(settings)
+        self.cadence = Cadence(settings, writers)
         self.cost = WriteCost()
         self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
         self._thread.start()

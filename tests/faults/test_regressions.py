@@ -135,7 +135,7 @@ def test_a_damaged_generation_does_not_count_among_the_kept(tmp_path):
 
 def test_a_torn_line_of_a_journal_names_no_unit(tmp_path):
     (tmp_path / "begun-0001-00000.txt").write_text("+u1\n-u1\n+u12\n+u1")
-    assert journal.deaths(tmp_path) == {"u12": 1}
+    assert journal.deaths(tmp_path, journal.journal_names(tmp_path)) == {"u12": 1}
 
 
 def test_compaction_on_a_full_disk_is_an_error_and_is_tried_again(tmp_path, monkeypatch):

@@ -168,7 +168,7 @@ def test_journal_counts_only_units_that_never_came_back(tmp_path):
             if key == "fine":
                 book.end(key)
         book.close()
-    assert journal.deaths(tmp_path) == {"killer": 2}
+    assert journal.deaths(tmp_path, journal.journal_names(tmp_path)) == {"killer": 2}
 
 
 def test_lock_refuses_the_living_and_takes_over_from_the_dead(tmp_path):
@@ -276,3 +276,60 @@ def test_compaction_holds_every_unit_once_in_key_order(tmp_path):
                 seen += 1
         assert seen == 3 * 50 + 1
         assert set(file["columns"]) == {"x", "name", "flag", "x@<f4,2"}
+
+
+class Together:
+    """Ranks that take part one after the other; rank 0, the last, gets what the others gathered."""
+
+    size = 3
+
+    def __init__(self) -> None:
+        self.rank, self.told, self.parts = 3, None, []
+
+    def turns(self, names):
+        self.told = names
+        for self.rank in (1, 2, 0):
+            yield self
+
+    def bcast(self, value):
+        return self.told
+
+    def gather(self, value):
+        self.parts.append(value)
+        return self.parts if self.rank == 0 else None
+
+
+def test_all_ranks_together_see_what_one_does(tmp_path):
+    from hpc.survey import survey
+
+    for k in range(8):
+        segments.write_segment(tmp_path / f"seg-{k}.h5", "s", [finished(f"u{k}"), finished(f"u{k + 1}")])
+        (tmp_path / f"begun-0001-0000{k}.txt").write_text(f"+u{k}\n-u{k}\n+d{k % 2}\n")
+    (tmp_path / "seg-5.h5").write_bytes(b"no")
+    everything = segments.segment_names(tmp_path), journal.journal_names(tmp_path)
+    *others, seen = [survey(tmp_path, ranks, whole=True) for ranks in Together().turns(everything)]
+    assert others == [None, None]
+    assert seen.segments == segments.scan(tmp_path, whole=True)
+    assert seen.segments.home["u1"] == "seg-0.h5"
+    assert list(seen.segments.damaged) == ["seg-5.h5"]
+    assert seen.deaths == {"d0": 4, "d1": 4}
+
+
+def test_what_only_another_node_finds_damaged_is_not(tmp_path, monkeypatch):
+    """A network file system may show a new file to rank 0 and not yet to the others."""
+    from hpc import survey
+
+    segments.write_segment(tmp_path / "seg-1.h5", "s", [finished("a")])
+    ranks = Together()
+    honest = survey.list_segment
+    monkeypatch.setattr(
+        survey,
+        "list_segment",
+        lambda path, whole: (
+            honest(path, whole=whole) if ranks.rank == 0 else segments.Listing(path.name, damage="gone")
+        ),
+    )
+    names = ["seg-1.h5"] * 3, []  # each rank gets it
+    *_, seen = [survey.survey(tmp_path, ranks, whole=False) for ranks in ranks.turns(names)]
+    assert not seen.segments.damaged
+    assert set(seen.segments.home) == {"a"}

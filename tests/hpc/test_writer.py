@@ -194,3 +194,11 @@ def test_auto_cadence_follows_the_measured_cost():
 def test_a_wrong_interval_is_refused(every):
     with pytest.raises(ValueError, match="every"):
         CheckpointSettings(every=every)
+
+
+def test_very_many_writers_save_more_rarely():
+    assert Cadence(CheckpointSettings(every=30.0), 100).seconds == 30.0
+    assert Cadence(CheckpointSettings(every=30.0), 10_000).seconds == 500.0
+    auto = Cadence(CheckpointSettings(every="auto"), 2000)
+    auto.measured(0.01)
+    assert auto.seconds == 100.0

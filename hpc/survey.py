@@ -1,0 +1,59 @@
+"""What earlier attempts left of a map, read by all ranks together: a hundred thousand files are too many for one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc.ranks import Ranks
+from hpc.store.journal import deaths, journal_names
+from hpc.store.segments import Listing, Scan, list_segment, segment_names, united
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What lies in a stage's folder.
+
+    Attributes
+    ----------
+    segments
+        Which segment holds which unit.
+    deaths
+        In how many attempts a unit's process died in it.
+    """
+
+    segments: Scan
+    deaths: Counter[str]
+
+
+def survey(directory: Path, ranks: Ranks, *, whole: bool) -> Survey | None:
+    """Look through a stage's folder, every rank at its share of the files. Collective.
+
+    Parameters
+    ----------
+    directory
+        The stage's folder.
+    ranks
+        The communicator.
+    whole
+        Verify every byte of the segments; see `hpc.store.segments.scan`.
+
+    Returns
+    -------
+    Survey or None
+        On rank 0, which alone looks at what there is; None elsewhere.
+    """
+    names = (segment_names(directory), journal_names(directory)) if ranks.rank == 0 else ([], [])
+    segments, journals = (part[ranks.rank :: ranks.size] for part in ranks.bcast(names))
+    listings = [list_segment(directory / name, whole=whole) for name in segments]
+    gathered = ranks.gather((listings, deaths(directory, journals)))
+    if gathered is None:
+        return None
+    # Another node may be behind with what it sees of the folder: rank 0 believes in damage only if it sees it, too.
+    found = [_confirmed(each, directory, whole=whole) for part, _ in gathered for each in part]
+    return Survey(united(found), sum((count for _, count in gathered), Counter()))
+
+
+def _confirmed(listing: Listing, directory: Path, *, whole: bool) -> Listing:
+    return list_segment(directory / listing.name, whole=whole) if listing.damage else listing
