@@ -43,7 +43,8 @@ class ModelOptions:
     """Where the weights come from."""
 
     init: Literal["weights", "random"] = "weights"
-    weights: dict[str, Path] = field(default_factory=dict)
+    weights: dict[str, Path | None] = field(default_factory=dict)
+    on_bad: Literal["refuse", "skip"] = "refuse"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class PerturbationOptions:
     sites: tuple[str, ...] = ()
     compat: Literal["none", "uniform_linear"] = "none"
     masks: Literal["per_image", "shared"] = "per_image"
-    rng: Literal["counter", "torch"] = "counter"
+    rng: Literal["philox", "torch"] = "philox"
     form: Literal["auto", "sparse", "dense"] = "auto"
 
     def __post_init__(self) -> None:
@@ -85,11 +86,11 @@ class PerformanceOptions:
     batch_size: Count | Literal["auto"] = "auto"
     image_block: Count = 16
     pass_block: Count | None = None
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
     compile: bool | Literal["auto"] = "auto"
     tf32: bool = False
     cudnn_benchmark: bool = False
-    pin_memory: bool = True
+    models_resident: Count = 1
 
 
 @dataclass(frozen=True, slots=True)

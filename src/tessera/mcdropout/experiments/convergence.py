@@ -74,4 +74,4 @@ def _statistics(distance: Floats) -> dict[str, Any]:
     }
 
 
-EXPERIMENT = Experiment(DEFAULTS, arms, export)
+EXPERIMENT = Experiment(DEFAULTS, arms, export, manifest="phase2_exp6_manifest.json")

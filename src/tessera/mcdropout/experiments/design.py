@@ -242,6 +242,8 @@ class Experiment:
         Whether it needs the zero-shot classifier.
     more
         ``more(study, step)``: arms that depend on what came out of those before, step by step from 1.
+    manifest
+        What the original calls its list of images.
     """
 
     defaults: Defaults
@@ -249,6 +251,7 @@ class Experiment:
     export: Callable[[Study], Files]
     classifies: bool = False
     more: Callable[[Study, int], list[Arm]] | None = None
+    manifest: str = "manifest.json"
 
 
 def seeds(settings: Settings, seed_of: Callable[[int], int]) -> tuple[int, ...]:

@@ -82,4 +82,4 @@ def export(study: Study) -> Files:
     return files
 
 
-EXPERIMENT = Experiment(DEFAULTS, arms, export)
+EXPERIMENT = Experiment(DEFAULTS, arms, export, manifest="phase2_exp3_manifest.json")

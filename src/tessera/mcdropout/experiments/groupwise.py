@@ -129,4 +129,4 @@ def export(study: Study) -> Files:
     return files
 
 
-EXPERIMENT = Experiment(DEFAULTS, arms, export, classifies=True)
+EXPERIMENT = Experiment(DEFAULTS, arms, export, classifies=True, manifest="phase4_exp11_manifest.json")

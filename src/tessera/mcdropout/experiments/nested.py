@@ -80,4 +80,4 @@ def _of(table: ArmTable, name: str, passes: int) -> Reliability:
     return reliability(table.trials(name, passes))
 
 
-EXPERIMENT = Experiment(DEFAULTS, arms, export)
+EXPERIMENT = Experiment(DEFAULTS, arms, export, manifest="phase1_exp0_manifest.json")

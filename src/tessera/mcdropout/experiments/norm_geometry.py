@@ -70,4 +70,4 @@ def export(study: Study) -> Files:
     return files
 
 
-EXPERIMENT = Experiment(DEFAULTS, arms, export)
+EXPERIMENT = Experiment(DEFAULTS, arms, export, manifest="phase1_exp0b_manifest.json")

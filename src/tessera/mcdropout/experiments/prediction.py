@@ -96,5 +96,5 @@ def export_full(study: Study) -> Files:
     return files
 
 
-EXPERIMENT_SUBSET = Experiment(SUBSET, arms, export_subset, classifies=True)
-EXPERIMENT_FULL = Experiment(FULL, arms, export_full, classifies=True)
+EXPERIMENT_SUBSET = Experiment(SUBSET, arms, export_subset, classifies=True, manifest="phase1_exp5_manifest.json")
+EXPERIMENT_FULL = Experiment(FULL, arms, export_full, classifies=True, manifest="phase2_exp5_manifest.json")

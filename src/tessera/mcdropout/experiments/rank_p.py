@@ -67,4 +67,4 @@ def export(study: Study) -> Files:
     return files
 
 
-EXPERIMENT = Experiment(DEFAULTS, arms, export)
+EXPERIMENT = Experiment(DEFAULTS, arms, export, manifest="phase2_exp1_manifest.json")

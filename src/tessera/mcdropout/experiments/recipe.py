@@ -86,5 +86,5 @@ def export_full(study: Study) -> Files:
     return files
 
 
-EXPERIMENT_SUBSET = Experiment(SUBSET, arms, export_subset)
-EXPERIMENT_FULL = Experiment(FULL, arms, export_full)
+EXPERIMENT_SUBSET = Experiment(SUBSET, arms, export_subset, manifest="phase1_exp4_manifest.json")
+EXPERIMENT_FULL = Experiment(FULL, arms, export_full, manifest="phase2_exp4_manifest.json")
