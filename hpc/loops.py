@@ -36,7 +36,8 @@ def run_loop(stage: Loop, index: int, life: Life) -> bool:
     while not stage.done(state):
         stopping = life.agree_to_stop()
         if saver and (stopping or saver.due()):
-            saver.save(number, state)
+            with life.ctx.timed(f"checkpoint {stage.name}"):
+                saver.save(number, state)
         if stopping:
             if saver:
                 saver.close()
@@ -45,8 +46,9 @@ def run_loop(stage: Loop, index: int, life: Life) -> bool:
         state = _step(stage, state, life)
         number += 1
     if saver:
-        saver.save(number, state)
-        cost = saver.close()
+        with life.ctx.timed(f"checkpoint {stage.name}"):
+            saver.save(number, state)
+            cost = saver.close()
         with life.ctx.timed(f"finish {stage.name}"):
             life.insist(lambda: stage.finish(state, life.ctx))
         life.insist(lambda: write_record(marker, {"steps": number}, life.claim.verify))

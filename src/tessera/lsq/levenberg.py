@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tessera.lsq.profile import phase
 from tessera.lsq.quadratic import Quadratic, Vector
 from tessera.lsq.result import HISTORY, Status
 from tessera.lsq.subproblem import Bounds, Linear, Step, bounded_step, column_scale, degenerate, linearised
@@ -132,7 +133,8 @@ def step(state: LMState, evaluate: Evaluate, options: LMOptions = LMOptions()) -
     """Make one pass over the data and take what it says into account."""
     q = evaluate(state.trial)
     state = dataclasses.replace(state, passes=state.passes + 1)
-    return _first(state, q, options) if state.at is None else _judge(state, state.at, q, options)
+    with phase("solve"):
+        return _first(state, q, options) if state.at is None else _judge(state, state.at, q, options)
 
 
 def _first(state: LMState, q: Quadratic, options: LMOptions) -> LMState:
@@ -217,12 +219,15 @@ def _ratio(state: LMState, at: Quadratic, q: Quadratic, options: LMOptions) -> f
     if state.predicted <= _FINE * at.cost:
         # The difference of two costs is rounding error here; the mean of the slopes at both ends is not.
         actual = -0.5 * float((at.gradient + q.gradient) @ (q.x - at.x))
-    else:
-        actual = at.cost - q.cost
-        if options.linear and not state.settle:
-            # What the linear parameters have still to gain counts: only the others are on trial.
-            actual += _gain(q, np.array(options.linear, np.intp))
-    return actual / state.predicted
+        return actual / state.predicted
+    actual, predicted = at.cost - q.cost, state.predicted
+    if options.linear and not state.settle:
+        # Costs are compared with the linear parameters at their optimum: only the others are on trial.
+        linear = np.array(options.linear, np.intp)
+        before = _gain(at, linear)
+        if before < 0.9 * predicted:
+            actual, predicted = actual + _gain(q, linear) - before, predicted - before
+    return actual / predicted
 
 
 def _gain(q: Quadratic, linear: NDArray[np.intp]) -> float:
@@ -231,8 +236,10 @@ def _gain(q: Quadratic, linear: NDArray[np.intp]) -> float:
 
 
 def _radius(state: LMState, at: Quadratic, q: Quadratic, ratio: float) -> float:
-    """Return the next trust radius (MINPACK's rule, with faster growth where the model is nearly exact)."""
-    if state.settle:
+    """Return the next trust radius: MINPACK's rule, with faster growth where the model is nearly exact, and none at all
+    right after a rejection: growing back at once would only bring the next one (in curved valleys half of all passes).
+    """
+    if state.settle or (ratio >= 0.75 and state.refused):
         return state.radius
     if ratio >= 0.75:
         return max(state.radius, (4.0 if ratio >= 0.95 else 2.0) * state.length)

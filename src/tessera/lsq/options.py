@@ -87,8 +87,8 @@ class HybridStreamingConfig:
     normalize: bool = True
     normalization_strategy: Strategy = "auto"
     warmup_optimizer: WarmupOptimizer = "lbfgs"
-    warmup_iterations: int = 3
-    max_warmup_iterations: int = 30
+    warmup_iterations: int = 2
+    max_warmup_iterations: int = 8
     active_switching_criteria: tuple[Criterion, ...] = ("plateau", "gradient", "max_iter")
     loss_plateau_threshold: float = 1e-2
     gradient_norm_threshold: float = 1e-3
@@ -236,15 +236,15 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "default": {},
     "aggressive": {
         "warmup_iterations": 1,
-        "max_warmup_iterations": 10,
+        "max_warmup_iterations": 4,
         "loss_plateau_threshold": 5e-2,
         "gradient_norm_threshold": 5e-3,
         "warmup_learning_rate": 5e-2,
         "gauss_newton_tol": 1e-7,
     },
     "conservative": {
-        "warmup_iterations": 10,
-        "max_warmup_iterations": 80,
+        "warmup_iterations": 5,
+        "max_warmup_iterations": 40,
         "loss_plateau_threshold": 1e-3,
         "gradient_norm_threshold": 1e-4,
         "warmup_learning_rate": 1e-2,
@@ -254,8 +254,8 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     },
     "memory_optimized": {"chunk_size": 5000, "cg_param_threshold": 1000},
     "scientific_default": {
-        "warmup_iterations": 5,
-        "max_warmup_iterations": 50,
+        "warmup_iterations": 3,
+        "max_warmup_iterations": 15,
         "warm_start_threshold": 0.05,
         "cost_increase_tolerance": 0.2,
         "gauss_newton_tol": 1e-10,

@@ -50,8 +50,8 @@ class Phase:
 class _Tree:
     """The tree being recorded, by the thread that asked for it; other threads record nothing."""
 
-    def __init__(self) -> None:
-        self.root = Phase("fit")
+    def __init__(self, root: Phase) -> None:
+        self.root = root
         self.owner = threading.get_ident()
         self.stack = [self.root]
 
@@ -79,11 +79,13 @@ def phase(name: str) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def recorded(trace: Path | None = None) -> Iterator[Phase]:
+def recorded(root: Phase | None = None, trace: Path | None = None) -> Iterator[Phase]:
     """Record the phases of this thread while the block runs.
 
     Parameters
     ----------
+    root
+        Tree to add to; None: a new one.
     trace
         Folder for a trace of the JAX profiler (TensorBoard and Perfetto read it); None: none is made.
 
@@ -93,7 +95,7 @@ def recorded(trace: Path | None = None) -> Iterator[Phase]:
         The root of the tree, complete when the block ends. CPU seconds are those of all threads of the process.
     """
     global _tree  # noqa: PLW0603 - one fit records at a time; handing the tree through every function costs more
-    outer, tree = _tree, _Tree()
+    outer, tree = _tree, _Tree(Phase("fit") if root is None else root)
     stop = _start_trace(trace) if trace is not None else None
     wall, cpu = time.perf_counter(), time.process_time()
     _tree = tree

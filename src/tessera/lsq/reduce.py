@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from hpc.ranks import MpiRanks, Ranks, SerialRanks
 from hpc.reduce import sum_chunks
 from tessera.lsq.objective import Sum
+from tessera.lsq.profile import phase
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -35,6 +36,17 @@ def of_context(context: Context) -> Sum:
 def _over(ranks: Ranks) -> Sum:
     def add(n: int, contributions: Callable[[range], Iterator[Mapping[str, NDArray[Any]]]]) -> dict[str, NDArray[Any]]:
         mine = range(ranks.rank * n // ranks.size, (ranks.rank + 1) * n // ranks.size)
-        return sum_chunks(ranks, n, mine, contributions(mine))
+        with phase("reduction"):
+            return sum_chunks(ranks, n, mine, _timed(contributions(mine)))
 
     return add
+
+
+def _timed(parts: Iterator[Mapping[str, NDArray[Any]]]) -> Iterator[Mapping[str, NDArray[Any]]]:
+    """Count the waiting for chunks as its own phase: what is left is the reduction itself."""
+    while True:
+        with phase("chunks"):
+            part = next(parts, None)
+        if part is None:
+            return
+        yield part
