@@ -17,6 +17,9 @@ from cluster.layout import ClusterError, Layout
 _MARK: Final = "TESSERA_DEVCLUSTER"
 """Is in the environment of the daemons and of what they start themselves, but not in a user's shell."""
 
+_STEP_DAEMON: Final = "slurmstepd"
+"""Wipes its environment, but works in the directory of its slurmd."""
+
 
 def start(layout: Layout, name: str, command: Sequence[str], extra: Mapping[str, str] | None = None) -> None:
     """Start a daemon in a session of its own; what it prints goes to ``log/NAME.out``."""
@@ -81,7 +84,17 @@ def stop_all(layout: Layout) -> None:
 
 def _marked(layout: Layout) -> set[int]:
     """Return the daemons and the slurmstepds."""
-    return _with_environment({f"{_MARK}={layout.directory}"})
+    return _with_environment({f"{_MARK}={layout.directory}"}) | _step_daemons(layout)
+
+
+def _step_daemons(layout: Layout) -> set[int]:
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            place = str((folder / "cwd").readlink()).removesuffix(" (deleted)")
+            if place == str(layout.directory) and (folder / "comm").read_text().strip() == _STEP_DAEMON:
+                found.add(int(folder.name))
+    return found
 
 
 def _tasks(layout: Layout) -> set[int]:
