@@ -1,4 +1,4 @@
-"""After the ranks of a SLURM job have ended: does the job come back? ``python -m hpc.launch.comeback FOLDER CODE``.
+"""Whether a SLURM job comes back after its ranks have ended: ``python -m hpc.launch.comeback WHERE CODE [LIMIT]``.
 
 Called by the batch script, whose shell outlives the ranks: so a run is brought back that was told to save, and also
 one whose ranks were killed without a word (out of memory, a dead slurmstepd). A node that dies with this shell on
@@ -7,12 +7,14 @@ it is SLURM's own affair (``--requeue``).
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -33,10 +35,11 @@ _PATIENCE: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether to come back, and why (not)."""
+    """Whether to come back, why (not), and whether somebody has to look at it before the run can go on."""
 
     requeue: bool
     reason: str
+    stuck: bool = False
 
 
 def decide(
@@ -74,13 +77,16 @@ def decide(
     reason = "the time limit or a preemption was near" if stopped else f"its ranks were killed (exit code {code})"
     if restarts >= limit:
         return Verdict(
-            requeue=False, reason=f"{reason}, but it came back {restarts} times, cluster.max_requeues={limit}"
+            requeue=False,
+            reason=f"{reason}, but it came back {restarts} times, cluster.max_requeues={limit}",
+            stuck=True,
         )
     if stopped and _stands_still(progress):
         return Verdict(
             requeue=False,
             reason=f"{reason}, but in all that time not one unit was finished: a unit takes longer than the time limit "
             "leaves; raise cluster.time, or make units smaller",
+            stuck=True,
         )
     return Verdict(requeue=True, reason=reason)
 
@@ -94,11 +100,17 @@ def _stands_still(progress: Mapping[str, Any]) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    """Requeue this job if it should come back; return 0, whatever is decided."""
-    folder, code = Path(arguments[0]), int(arguments[1])
-    runs = (folder / RUNS_FILE).read_text(encoding="utf-8").splitlines()
-    run = RunDir(Path(runs[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]))
-    limit = int(run.load_config().get("cluster", {}).get("max_requeues", 0))
+    """Requeue this job if it should come back; return 0, whatever is decided.
+
+    Parameters
+    ----------
+    arguments
+        A run directory, or the folder of a submission; the exit code of srun; and, from batch scripts of a user's
+        own, how often the job may come back (``cluster.max_requeues`` otherwise).
+    """
+    where, code, *rest = arguments
+    run, ended = _run(Path(where)), int(code)
+    limit = int(rest[0] if rest else run.load_config().get("cluster", {}).get("max_requeues", 0))
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     shown = _shown_job()
     if (now := re.search(r"\bRestarts=(\d+)", shown)) is not None and int(now[1]) > restarts:
@@ -106,10 +118,12 @@ def main(arguments: list[str]) -> int:
         _say("the job has come back elsewhere already; this is what is left of it")
         return 0
     preempted = re.search(r"\bPreemptTime=\d", shown) is not None
-    verdict = decide(code, run.read_progress(), run.read_failure(), restarts, limit, preempted=preempted)
+    verdict = decide(ended, run.read_progress(), run.read_failure(), restarts, limit, preempted=preempted)
     events = Events(run.events_file)
     if not verdict.requeue:
-        events.emit("no_requeue", reason=verdict.reason, exit_code=code)
+        events.emit("no_requeue", reason=verdict.reason, exit_code=ended)
+        if verdict.stuck:
+            _leave_word(run, verdict.reason)
         _say(f"the job does not come back: {verdict.reason}")
         return 0
     problem = _requeue()
@@ -120,6 +134,21 @@ def main(arguments: list[str]) -> int:
         events.emit("warning", text=f"the job could not be requeued: {problem}")
         _say(f"the job could not be requeued ({problem}); go on with: tessera resume {run.path}")
     return 0
+
+
+def _run(where: Path) -> RunDir:
+    """Return the run itself, or that of this member of a submission."""
+    if not (where / RUNS_FILE).exists():
+        return RunDir.open(where)
+    runs = (where / RUNS_FILE).read_text(encoding="utf-8").splitlines()
+    return RunDir(Path(runs[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]))
+
+
+def _leave_word(run: RunDir, reason: str) -> None:
+    """Let `tessera status` say why the run stands still, unless a rank has left word of its own."""
+    record = {"rank": None, "error": reason, "message": reason, "expected": True, "exit_code": EXIT_STOPPED}
+    with suppress(OSError), run.failure_file.open("x", encoding="utf-8") as file:
+        json.dump(record, file)
 
 
 def _shown_job() -> str:
