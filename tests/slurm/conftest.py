@@ -1,4 +1,9 @@
-"""A SLURM cluster for the tests of this folder, and runs of the toy workload on it."""
+"""A SLURM cluster for the tests of this folder, which play on it side by side.
+
+Most of a test's time here is waiting: for a time limit, for a node to be given up, for a job to come back. So the
+functions of all tests that ask for ``stage`` are started together in threads, each on nodes of its own, and when
+pytest calls one of them it waits for its end.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +11,19 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
 from conftest import CHECKOUT
-from slurm_jobs import DEVCLUSTER, OWN_SCRIPT, Cluster, ToyRun
+from slurm_jobs import DEVCLUSTER, QUICK, TOY, Cluster, Stage
 
 CI = os.environ.get("CI", "").lower() in {"1", "true"}
+
+NODES = 14
+TOGETHER = 6
+"""Tests at a time: each has some Python processes to start, and the machine may have two cores."""
 
 
 def pytest_collection_modifyitems(items):
@@ -24,21 +34,26 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory) -> Iterator[Cluster]:
-    """Four nodes of four CPUs, each with its own network."""
+    """Nodes of four CPUs, each with its own network."""
     _need_slurm()
     directory = tmp_path_factory.mktemp("slurm") / "c"
     command = [sys.executable, str(DEVCLUSTER)]
-    up = [*command, "up", "--nodes", "4", "--netns", "--directory", str(directory)]
+    up = [*command, "up", "--nodes", str(NODES), "--netns", "--directory", str(directory)]
     if CI:  # elsewhere nobody's system gets packages because somebody ran the tests
         up.append("--install")
     started = subprocess.run(up, capture_output=True, text=True, timeout=280)
     assert started.returncode == 0, started.stderr
+    yield Cluster(directory, environment_of(directory))
+    subprocess.run([*command, "down", "--directory", str(directory)], check=True, timeout=60)
+
+
+def environment_of(directory: Path) -> dict[str, str]:
+    """Return the environment of a user of a cluster, who can also import the toy workload."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "SRUN", "PMI"))}
     path = os.pathsep.join([str(CHECKOUT / "tests" / "hpc"), os.environ.get("PYTHONPATH", "")])
     programs = os.pathsep.join([str(Path(sys.executable).parent), clean.get("PATH", os.defpath)])
     names = {"SLURM_CONF": str(directory / "slurm.conf"), "PYTHONPATH": path, "PATH": programs}
-    yield Cluster(directory, {**clean, **names})
-    subprocess.run([*command, "down", "--directory", str(directory)], check=True, timeout=60)
+    return {**clean, **names, "TESSERA_VENV": sys.prefix}
 
 
 def _need_slurm() -> None:
@@ -51,25 +66,39 @@ def _need_slurm() -> None:
         pytest.skip(reason)
 
 
-@pytest.fixture
-def toy_run(tmp_path) -> Callable[..., ToyRun]:
-    """Prepare a run of the toy workload and its script."""
-
-    def make(name="run", *, per_node=2, mpi="pmi2", engine=None, checkpoint=None, **options) -> ToyRun:
-        from hpc.rundir import RunDir
-
-        path = tmp_path / name
-        config = {
-            "job": {"_target_": "toyjob.ToyJob", "name": "toy", **options},
-            "run": {"dir": str(path)},
-            "cluster": {"threads_per_process": 1},
-            "checkpoint": {"every": 0.5, **(checkpoint or {})},
-            "engine": {"heartbeat": 0.3, "grace": 5, **(engine or {})},
-            "seed": 5,
+@pytest.fixture(scope="session")
+def playing(request, cluster, tmp_path_factory) -> Iterator[dict[str, Future[None]]]:
+    """Start all tests that want a stage, the longest first."""
+    here = tmp_path_factory.mktemp("here") / "run"
+    cluster.tessera(*TOY, *QUICK, f"run.dir={here}", "cluster.ranks=1", "cluster.threads_per_process=1")
+    expected = {p.name: p.read_bytes() for p in sorted((here / "results").iterdir())}
+    items = [item for item in request.session.items if "stage" in getattr(item, "fixturenames", ())]
+    with ThreadPoolExecutor(TOGETHER) as pool:
+        yield {
+            item.nodeid: pool.submit(item.function, Stage(cluster, tmp_path_factory.mktemp("stage"), expected))
+            for item in sorted(items, key=lambda item: item.get_closest_marker("slow") is None)
         }
-        RunDir.prepare(path, config)
-        script = tmp_path / f"{name}.sh"
-        script.write_text(OWN_SCRIPT.format(per_node=per_node, mpi=mpi, python=sys.executable, run=path))
-        return ToyRun(path, script)
+        pool.shutdown(cancel_futures=True)
 
-    return make
+
+@pytest.fixture
+def stage(request, playing) -> Future[None]:
+    """Stand for this test's place on the cluster: its function gets a `Stage`."""
+    return playing[request.node.nodeid]
+
+
+@pytest.fixture
+def alone(playing, cluster, tmp_path_factory) -> Stage:
+    """Wait until the others have played: for what is a matter of seconds."""
+    wait(playing.values(), 250)
+    return Stage(cluster, tmp_path_factory.mktemp("alone"), {})
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Wait for a test that plays already."""
+    play = pyfuncitem.funcargs.get("stage")
+    if play is None:
+        return None
+    play.result()
+    return True

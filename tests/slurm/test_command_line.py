@@ -1,144 +1,102 @@
-"""`tessera … cluster=slurm` on a real cluster: submit, come back, go on elsewhere, sweep."""
+"""`tessera … cluster=slurm` on a real cluster: submit, cancel, go on elsewhere, wait for others, sweep."""
 
 from __future__ import annotations
 
 import json
-import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import CHECKOUT
-from slurm_jobs import Cluster, until
+from slurm_jobs import QUICK, TOY, TWO_BY_TWO, Cluster, Stage, job_in, until
 
-CONF = CHECKOUT / "tests" / "hpc" / "conf"
-TWO_BY_TWO = ["cluster=slurm", "cluster.nodes=2", "cluster.ranks_per_node=2", "cluster.threads_per_process=1"]
-QUICK = ["engine.heartbeat=0.3", "engine.grace=5", "checkpoint.every=0.5"]
+ONE_BY_ONE = ("cluster.nodes=1", "cluster.ranks_per_node=1", "cluster.sbatch=null")
 
-
-def tessera(cluster: Cluster, *words: str | Path, codes=(0,), cwd: Path | None = None) -> str:
-    """Run the command; return what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "hpc", *map(str, words)],
-        env=cluster.environment,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode in codes, f"exit code {done.returncode}\n{done.stdout}{done.stderr}"
-    return done.stdout
+TINY_ARRAYS = "import hpc.launch.slurm as s; s.array_limit = lambda: 2; from hpc.cli.main import main; main()"
+"""Arrays of two at most, as on a site with a very small MaxArraySize."""
 
 
-def job_in(text: str) -> str:
-    match = re.search(r"SLURM job (\d+)", text)
-    assert match, text
-    return match[1]
-
-
-def status(cluster: Cluster, folder: Path) -> list[dict]:
+def statuses(cluster: Cluster, folder: Path) -> dict[str, dict]:
     """What `tessera status` knows of the runs in a folder."""
-    shown = json.loads(tessera(cluster, "status", folder, "--json", codes=range(100)))
-    return shown if isinstance(shown, list) else [shown]
+    return {Path(run["path"]).name: run for run in json.loads(cluster.tessera("status", folder, "--json"))}
 
 
-def files(run: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted((run / "results").iterdir()) if p.is_file()}
+def queue(cluster: Cluster, job: str) -> list[str]:
+    """Return the states of what is left of a job or an array."""
+    return cluster.run("squeue", "--array", "--noheader", "--jobs", job, "--format=%T", codes=(0, 1)).split()
 
 
-def toy(*words: str) -> list[str]:
-    return ["job=toy", "--config-dir", str(CONF), *QUICK, *words]
+def test_a_cancelled_run_goes_on_with_three_nodes(stage):
+    run = stage.submit("job.seconds=0.6")
+    run.get_going()
+    stage.cluster.tessera("cancel", run.path)
+    until(lambda: stage.cluster.job(run.job)["JobState"] not in {"RUNNING", "COMPLETING"}, 30)
+    assert run.status()["state"] == "stopped"
+    second = stage.resume(run, "cluster.nodes=3")
+    assert stage.cluster.wait(second.job)["JobState"] == "COMPLETED", run.said()
+    shown = run.status()
+    assert (shown["state"], shown["size"], shown["attempt"]) == ("done", 6, 2)
+    assert len({rank["host"] for rank in shown["ranks"]}) == 3
+    stage.assert_right(run)
 
 
-@pytest.mark.slow
-def test_photometry_on_two_nodes_is_that_of_this_machine(cluster, tmp_path):
-    scene = tmp_path / "scene"
-    cluster.run(sys.executable, CHECKOUT / "scripts" / "demo_scene.py", scene)
-    (scene / "two.txt").write_text("frame_g.fits\nframe_r.fits\n")
-    head, *rows = (scene / "catalog.csv").read_text().splitlines(keepends=True)
-    (scene / "half.csv").write_text(head + "".join(rows[20:80]))
-    job = [
-        "job=photometry",
-        f"job.inputs.image_list_file={scene / 'two.txt'}",
-        f"job.inputs.input_catalog={scene / 'half.csv'}",
-    ]
-    tessera(cluster, *job, f"run.dir={tmp_path / 'here'}", "cluster.ranks=1", "cluster.threads_per_process=1")
-    text = tessera(cluster, *job, f"run.dir={tmp_path / 'there'}", *TWO_BY_TWO)
-    ended = cluster.wait(job_in(text), 120)
-    assert ended["JobState"] == "COMPLETED", text
-    here, there = files(tmp_path / "here"), files(tmp_path / "there")
-    assert len(here["catalog.ecsv"]) > 5_000
-    assert {name for name in here if here[name] != there[name]} == set()
-    assert {r["host"] for r in status(cluster, tmp_path / "there")[0]["ranks"]} == {"n1", "n2"}
-
-
-def test_a_cancelled_run_goes_on_with_three_nodes(cluster, tmp_path):
-    options = ["job.units=120", "job.seconds=0.25"]
-    tessera(cluster, *toy("job.units=120"), f"run.dir={tmp_path / 'here'}", "cluster.ranks=1")
-    run = tmp_path / "there"
-    first = job_in(tessera(cluster, *toy(*options), f"run.dir={run}", *TWO_BY_TWO))
-    until(lambda: sum(s["done"] for s in status(cluster, run)[0]["stages"]) >= 20, 30)
-    tessera(cluster, "cancel", run)
-    until(lambda: cluster.job(first)["JobState"] not in {"RUNNING", "COMPLETING"}, 30)
-    assert status(cluster, run)[0]["state"] == "stopped"
-    second = job_in(tessera(cluster, "resume", run, "cluster.nodes=3"))
-    assert cluster.wait(second)["JobState"] == "COMPLETED"
-    ended = status(cluster, run)[0]
-    assert (ended["state"], ended["size"], ended["attempt"]) == ("done", 6, 2)
-    assert files(run)["squares.txt"] == files(tmp_path / "here")["squares.txt"]
-
-
-@pytest.mark.slow
-def test_a_preempted_run_comes_back(cluster, tmp_path):
-    """SLURM tells the ranks with SIGTERM, as if somebody had cancelled the job."""
-    tessera(cluster, *toy("job.units=120"), f"run.dir={tmp_path / 'here'}", "cluster.ranks=1")
-    run = tmp_path / "there"
-    job = job_in(tessera(cluster, *toy("job.units=120", "job.seconds=0.25"), f"run.dir={run}", *TWO_BY_TWO))
-    until(lambda: sum(s["done"] for s in status(cluster, run)[0]["stages"]) >= 20, 30)
-    urgent = tmp_path / "urgent.sh"
-    urgent.write_text("#!/bin/sh\nsleep 1\n")
-    cluster.submit(urgent, "--partition=high", "--nodes=4", "--exclusive")
-    assert cluster.wait(job, 90)["JobState"] == "COMPLETED"
-    assert status(cluster, run)[0]["attempt"] == 2
-    assert files(run)["squares.txt"] == files(tmp_path / "here")["squares.txt"]
-
-
-def test_the_wrong_mpi_is_named(cluster, tmp_path):
-    run = tmp_path / "run"
-    job = job_in(tessera(cluster, *toy(), f"run.dir={run}", *TWO_BY_TWO, "cluster.srun=['--mpi=none']"))
-    assert cluster.wait(job)["JobState"] == "FAILED"
-    shown = status(cluster, run)[0]
+def test_the_wrong_mpi_is_named(stage):
+    run = stage.submit("cluster.srun=['--mpi=none']")
+    assert stage.cluster.wait(run.job)["JobState"] == "FAILED"
+    shown = run.status()
     assert shown["state"] == "failed"
     assert "4 ranks were started but this one sees a world of 1" in shown["message"]
     assert "--mpi=pmi2" in shown["message"]
+    assert not (run.path / "checkpoints" / "squares").exists()
 
 
-def test_one_poisoned_member_of_twelve(cluster, tmp_path):
-    sweep = tmp_path / "sweep"
+def test_a_run_waits_for_another(stage):
+    first = stage.submit("job.seconds=0.25", *ONE_BY_ONE, name="first")
+    second = stage.submit(*ONE_BY_ONE, f"cluster.after={first.path}", name="second")
+    shown = second.status()
+    assert (shown["state"], "Dependency" in shown["message"]) == ("pending", True), shown
+    assert stage.cluster.wait(second.job)["JobState"] == "COMPLETED"
+    assert first.events("run_end")[-1]["t"] <= second.events("run_start")[0]["t"]
+    stage.assert_right(second)
+
+
+def test_a_sweep_that_is_longer_than_an_array(stage):
+    sweep = stage.folder / "sweep"
+    words = [*TOY, *QUICK, *TWO_BY_TWO, *ONE_BY_ONE, "job.units=3", "seed=1,2,3", "cluster.array_parallelism=2"]
+    said = stage.cluster.run(sys.executable, "-c", TINY_ARRAYS, "-m", *words, f"run.sweep_dir={sweep}")
+    first, second = said.partition("SLURM jobs ")[2].partition(",")[0], said.partition(", ")[2].partition(",")[0]
+    assert stage.cluster.job(second)["Dependency"].startswith(f"afterany:{first}_"), stage.cluster.job(second)
+    until(lambda: not queue(stage.cluster, f"{first},{second}"), 90)
+    assert [run["state"] for run in statuses(stage.cluster, sweep).values()] == ["done"] * 3
+    started = {n: json.loads((sweep / n / "events.jsonl").read_text().splitlines()[0])["t"] for n in ("0", "1", "2")}
+    assert started["2"] > max(started["0"], started["1"])
+
+
+@pytest.mark.slow
+def test_one_poisoned_member_of_twelve(stage: Stage):
+    cluster, sweep = stage.cluster, stage.folder / "sweep"
     sizes = ",".join(str(n) for n in range(2, 14))  # the largest alone has the poisoned unit
-    words = toy(f"job.units={sizes}", "job.seconds=0.1", "job.fail_once=[u00012]", f"job.scratch={tmp_path}")
+    words = [*TOY, *QUICK, *TWO_BY_TWO, f"job.units={sizes}", "job.fail_once=[u00012]", f"job.scratch={stage.folder}"]
     once = ["engine.retries=0", "engine.fail_fast=true", "cluster.array_parallelism=3"]
-    one_by_two = [*TWO_BY_TWO, "cluster.nodes=1"]
-    job = job_in(tessera(cluster, "-m", *words, *once, *one_by_two, f"run.sweep_dir={sweep}", cwd=tmp_path))
+    job = job_in(cluster.tessera("-m", *words, *once, *ONE_BY_ONE, f"run.sweep_dir={sweep}"))
     most = 0
 
     def ended() -> bool:
         nonlocal most
-        rows = cluster.run("squeue", "--array", "--noheader", "--jobs", job, "--format=%T", check=False).split()
-        most = max(most, rows.count("RUNNING"))
-        return not rows
+        states = queue(cluster, job)
+        most = max(most, states.count("RUNNING"))
+        return not states
 
-    until(ended, 90)
+    until(ended, 150)
     assert most <= 3
-    members = {Path(m["path"]).name: m for m in status(cluster, sweep)}
+    members = statuses(cluster, sweep)
     assert len(members) == 12
-    failed = [m for m in members.values() if m["state"] != "done"]
-    assert [m["state"] for m in failed] == ["failed"], members
-    assert "first try of u00012" in failed[0]["message"]
-    before = {name: member["attempt"] for name, member in members.items()}
-    job = job_in(tessera(cluster, "resume", sweep))
-    assert cluster.wait(job)["JobState"] == "COMPLETED"
-    after = {Path(m["path"]).name: m for m in status(cluster, sweep)}
-    assert {m["state"] for m in after.values()} == {"done"}
-    assert [name for name in after if after[name]["attempt"] != before[name]] == [Path(failed[0]["path"]).name]
+    failed = [name for name, member in members.items() if member["state"] != "done"]
+    assert [members[name]["state"] for name in failed] == ["failed"], members
+    assert "first try of u00012" in members[failed[0]]["message"]
+    second = job_in(cluster.tessera("resume", sweep))
+    assert cluster.wait(second)["JobState"] == "COMPLETED"
+    after = statuses(cluster, sweep)
+    assert {member["state"] for member in after.values()} == {"done"}
+    assert [name for name in after if after[name]["attempt"] != members[name]["attempt"]] == failed
+    cluster.tessera("report", sweep)
+    assert len((sweep / "sweep.csv").read_text().splitlines()) == 13

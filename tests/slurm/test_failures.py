@@ -1,90 +1,136 @@
-"""What breaks in a cluster: ranks, step daemons, node daemons, cables, and the wrong MPI."""
+"""What ends a job before its time: the time limit, preemption, dead daemons, cables, and a rank that raises.
+
+Every run is submitted by ``tessera … cluster=slurm``; whatever happens, its results are those of an undisturbed one,
+and no unit that was saved is computed again.
+"""
 
 from __future__ import annotations
 
 import json
-import sys
+import re
 import time
 
 import pytest
 from slurm_jobs import kill, until
 
-OPTIONS = {"units": 120, "seconds": 0.6, "steps": 0}
-RESULT = "120 568820 e516c1786552da670a117d882273631d873b4e1f68a4ab9dc6a8b88dc0dcc8c8\n"
-"""Of the 120 units, whoever computes them; `test_own_script` compares it with a run on one process."""
 
-
-def result(run):
-    return (run.path / "results" / "squares.txt").read_text()
-
-
-def test_one_rank_raising_ends_the_job(cluster, toy_run):
-    run = toy_run(units=40, seconds=0.2, fail=["u00007"], engine={"fail_fast": True, "retries": 0})
-    job = cluster.submit(run.script, "--nodes=2")
-    failure = run.path / "failure.json"
-    until(failure.exists, 30, run.output)
-    raised = time.monotonic()
-    assert cluster.wait(job, 10)["JobState"] == "FAILED"
-    assert time.monotonic() - raised < 10
-    record = run.failure()
-    assert (record["stage"], record["unit"]) == ("squares", "u00007")
-    assert record["host"] in {"n1", "n2"}
-    assert "ValueError: poisoned u00007" in record["traceback"]
-    status = json.loads(cluster.run(sys.executable, "-m", "hpc", "status", run.path, "--json", check=False))
-    assert status["state"] == "failed", status
-    assert "poisoned u00007" in status["message"]
-
-
-def test_four_silent_singletons_are_refused(cluster, toy_run):
-    run = toy_run(mpi="none")
-    job = cluster.wait(cluster.submit(run.script, "--nodes=2"))
-    assert job["JobState"] == "FAILED"
-    assert "4 ranks were started but this one sees a world of 1" in run.output()
-    assert "--mpi=pmi2" in run.output()
-    assert not (run.path / "checkpoints" / "squares").exists()
-
-
-def assert_survived(cluster, run, job):
-    """The same job went on by itself, on healthy nodes, to the right answer."""
-    assert cluster.wait(job, 90)["JobState"] == "COMPLETED", run.output()
-    assert int(cluster.job(job)["Restarts"]) >= 1
-    assert result(run) == RESULT
-    assert run.events("run_end")[-1]["state"] == "done"
+@pytest.mark.slow
+def test_a_time_limit_and_more_nodes(stage):
+    run = stage.submit("job.seconds=1.6", "cluster.time='0:01:00'")
+    back = {"JobState": "PENDING", "Restarts": "1"}
+    until(lambda: back.items() <= stage.cluster.job(run.job).items(), 100, run.said)
+    stage.cluster.run("scontrol", "hold", run.job)  # or it would go on with two nodes in a few seconds
+    assert run.events("requeue")[-1]["reason"].startswith("the time limit")
+    stage.cluster.tessera("cancel", run.path)
+    done = run.done()
+    second = stage.resume(run, "cluster.nodes=3", "cluster.time='0:05:00'")
+    assert stage.cluster.wait(second.job)["JobState"] == "COMPLETED", run.said()
+    stage.assert_right(run)
+    assert [e["ranks"] for e in run.events("run_start")] == [4, 6]
+    assert run.events("stage_start")[1]["restored"] >= done > 0
 
 
 @pytest.mark.slow
-def test_a_killed_step_daemon(cluster, toy_run):
+def test_a_limit_that_is_shorter_than_a_unit(stage):
+    run = stage.submit("job.seconds=300", "cluster.time='0:01:00'")
+    assert stage.cluster.wait(run.job, 120)["Restarts"] == "0", run.said()
+    shown = run.status()
+    assert shown["state"] == "stopped"
+    assert "a unit takes longer than the time limit leaves; raise cluster.time" in shown["message"]
+
+
+@pytest.mark.slow
+def test_a_preempted_run(stage):
+    """SLURM tells the ranks with SIGTERM, as if somebody had cancelled the job."""
+    run = stage.submit("job.seconds=0.3")
+    run.get_going()
+    nodes = ",".join(stage.cluster.nodes(run.job))
+    urgent = stage.folder / "urgent.sh"
+    urgent.write_text("#!/bin/sh\nsleep 1\n")
+    stage.sbatch(urgent, "--partition=high", "--nodes=2", f"--nodelist={nodes}", "--exclusive")
+    stage.assert_came_back(run)
+
+
+@pytest.mark.slow
+def test_scontrol_requeue(stage):
+    run = stage.submit("job.seconds=0.3")
+    run.get_going()
+    stage.cluster.run("scontrol", "requeue", run.job)
+    stage.assert_came_back(run)
+
+
+@pytest.mark.slow
+def test_a_killed_step_daemon(stage):
     """Its ranks work on without it, but can neither end properly nor tell srun."""
-    run = toy_run(**OPTIONS)
-    job = cluster.submit(run.script, "--nodes=2")
-    until(lambda: run.done() >= 20, 20, run.output)
-    kill(cluster.stepd(job, cluster.nodes(job)[1]))
-    assert_survived(cluster, run, job)
+    run = stage.submit("job.seconds=0.3", "cluster.srun=['--wait=5']")
+    run.get_going()
+    kill(stage.cluster.stepd(run.job, stage.cluster.nodes(run.job)[1]))
+    stage.assert_came_back(run)
 
 
 @pytest.mark.slow
-def test_a_killed_node_daemon(cluster, toy_run):
+def test_a_killed_node_daemon(stage):
     """SLURM gives up the node of the batch script, which lives on there and must not disturb its successor."""
-    run = toy_run(**OPTIONS)
-    job = cluster.submit(run.script, "--nodes=2")
-    until(lambda: run.done() >= 20, 20, run.output)
-    node = cluster.nodes(job)[0]
-    kill(cluster.daemon(node))
+    run = stage.submit("job.seconds=0.5")
+    run.get_going()
+    node = stage.cluster.nodes(run.job)[0]
+    kill(stage.cluster.daemon(node))
     try:
-        assert_survived(cluster, run, job)
+        stage.assert_came_back(run)
     finally:
-        cluster.devcluster("mend", node)
+        stage.cluster.devcluster("mend", node)
 
 
 @pytest.mark.slow
-def test_a_node_that_is_cut_off(cluster, toy_run):
-    """The node of rank 0: what keeps computing there must not spoil what its successor writes."""
-    run = toy_run(**OPTIONS)
-    job = cluster.submit(run.script, "--nodes=2")
-    until(lambda: run.done() >= 20, 20, run.output)
-    node = cluster.nodes(job)[0]
-    cluster.devcluster("cut", node)
+def test_a_node_that_is_cut_off(stage):
+    """The node of rank 0: its ranks compute on, unreachable, until they see that the run goes on without them."""
+    run = stage.submit("job.seconds=0.5")
+    run.get_going()
+    node = stage.cluster.nodes(run.job)[0]
+    assert len(stage.cluster.ranks(run.job, node)) == 2
+    stage.cluster.devcluster("cut", node)
     try:
-        assert_survived(cluster, run, job)
+        stage.assert_came_back(run)
+        until(lambda: not stage.cluster.ranks(run.job, node), 30, lambda: "its ranks live on")
     finally:
-        cluster.devcluster("mend", node)
+        stage.cluster.devcluster("mend", node)
+    assert re.search(r"has taken this run over|its lock is gone", (run.path / "logs" / "rank-00000.log").read_text())
+
+
+def test_cancelled_and_signalled_by_hand(stage):
+    """USR1 asks for coming back, a plain scancel for an end."""
+    run = stage.submit("job.seconds=0.3")
+    run.get_going(10)
+    stage.cluster.run("scancel", "--signal=USR1", run.job)
+    until(lambda: run.progress()["attempt"] == 2, 60, run.said)
+    run.get_going(60)
+    stage.cluster.run("scancel", run.job)
+    ended = stage.cluster.wait(run.job)
+    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "1"), run.said()
+    time.sleep(8)  # longer than a requeued job would wait
+    assert stage.cluster.job(run.job)["JobState"] == "CANCELLED"
+    assert run.status()["state"] == "stopped"
+    second = stage.resume(run)
+    assert stage.cluster.wait(second.job)["JobState"] == "COMPLETED", run.said()
+    stage.assert_right(run)
+
+
+def test_one_rank_raising_ends_the_job(alone):
+    run = alone.submit("job.seconds=0.2", "job.fail=[u00007]", "engine.fail_fast=true", "engine.retries=0")
+    until((run.path / "failure.json").exists, 30, run.said)
+    raised = time.monotonic()
+    assert alone.cluster.wait(run.job, 10)["JobState"] == "FAILED"
+    assert time.monotonic() - raised < 10
+    assert alone.cluster.job(run.job)["Restarts"] == "0"
+    shown = run.status()
+    failure = shown["failure"]
+    assert (shown["state"], failure["stage"], failure["unit"]) == ("failed", "squares", "u00007")
+    assert failure["rank"] in range(4)
+    assert failure["host"] in {f"n{k}" for k in range(1, 15)}
+    assert "ValueError: poisoned u00007" in failure["traceback"]
+    text = " ".join(alone.cluster.tessera("status", run.path).split())
+    assert f"rank {failure['rank']} ({failure['host']}) failed in stage squares, unit u00007" in text
+    assert "toyjob.py" in text
+    assert "ValueError: poisoned u00007" in text
+    record = json.loads((run.path / "failure.json").read_text())
+    assert record["exit_code"] == 1
