@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from hpc.context import Context
     from hpc.report.view import RunView, Section
+    from tessera.mcdropout.pixel_stage import PixelBook
     from tessera.mcdropout.workbench import Workbench
 
 
@@ -40,7 +41,7 @@ class McDropoutJob(Job):
         self.experiment = EXPERIMENTS[options.experiment]
         self._subject: Subject | None = None
         self._bench: Workbench | None = None
-        self._bad: dict[int, str] | None = None
+        self._book: PixelBook | None = None
 
     @property
     def subject(self) -> Subject:
@@ -57,6 +58,14 @@ class McDropoutJob(Job):
             msg = "the models are not loaded; call setup(ctx) first"
             raise RuntimeError(msg)
         return self._bench
+
+    @property
+    def book(self) -> PixelBook:
+        """The pixels of the run."""
+        if self._book is None:
+            msg = "the pixels are not planned; call setup(ctx) first"
+            raise RuntimeError(msg)
+        return self._book
 
     def check(self) -> None:
         """See that images, prompts and models are there, without reading weights or pictures."""
@@ -85,6 +94,9 @@ class McDropoutJob(Job):
         if isinstance(found, str):
             raise InputError(found)
         self._subject = found
+        if self.options.experiment != "text":
+            with explained():
+                self._plan_pixels(found, ctx)
         if ctx.rank == 0:
             for model, reason in (found.skipped or {}).items():
                 ctx.log.warning("model %s is left out: %s", model, reason)
@@ -106,21 +118,26 @@ class McDropoutJob(Job):
 
         return sections(run)
 
-    def bad_images(self, ctx: Context) -> dict[int, str]:
-        """By number of the image: why it could not be read."""
-        from tessera.mcdropout.pixel_stage import bad_images
+    def bad_images(self) -> dict[int, str]:
+        """By number of the image: why it takes no part."""
+        return {} if self._book is None else self._book.bad_images()
 
-        if self.options.experiment == "text":
-            return {}
-        if self._bad is None:
-            self._bad = bad_images(self, ctx)
-        return self._bad
-
-    def pixels(self, model: str, images: NDArray[np.int64], ctx: Context) -> Tensor:
+    def pixels(self, model: str, images: NDArray[np.int64]) -> Tensor:
         """Return the pixels of some images as a model wants them, shape (N, 3, H, W)."""
-        from tessera.mcdropout.pixel_stage import read_pixels
+        return self.book.read(self.bench.architecture(model).preprocess.key(), images)
 
-        return read_pixels(self, model, images, ctx)
+    def _plan_pixels(self, subject: Subject, ctx: Context) -> None:
+        """Decide where the pixels are kept, and make them where that is memory. Collective."""
+        from tessera.mcdropout.pixel_stage import PixelBook, in_memory, plan_pixels
+
+        options = self.options.pixels
+        how = [self.bench.architecture(model).preprocess for model in subject.models]
+        planned = ctx.ranks.bcast(plan_pixels(subject.paths, how, options, ctx) if ctx.rank == 0 else None)
+        self._book = PixelBook(planned, self.bench.device, options.store)
+        for name, transform in planned.items():
+            if transform.stored == "memory":
+                with ctx.timed("pixels"):
+                    self._book.caches[name] = in_memory(transform, ctx)
 
     def _subject_of(self, settings: Settings, ctx: Context) -> Subject | str:
         """Return the experiment's subject, or what is wrong; rank 0."""

@@ -75,6 +75,7 @@ class PixelOptions:
     """The pixel tensor: decoded and preprocessed once."""
 
     on_bad: Literal["skip", "refuse"] = "skip"
+    odd: Literal["convert", "skip", "refuse"] = "convert"
     cache: Path | None = None
     store: Literal["auto", "device", "host", "disk"] = "auto"
 

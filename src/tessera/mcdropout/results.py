@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,9 +47,11 @@ def write_results(study: Study, job: Ready, steps: int, ctx: Context) -> None:
     for name, record in files.json.items():
         _write(folder / name, lambda p, r=record: outputs.write_json(p, r))
     _write(folder / "summary.json", lambda p: outputs.write_json(p, outputs.summary(study)))
-    facts = _facts(study, job, ctx)
-    groups = [*_sites(study, job), *_thumbnails(study)]
+    facts = _facts(study, job)
+    groups = [*_sites(study, job), *_thumbnails(study), *_ambiguity(study)]
     _write(folder / TABLES, lambda p: outputs.write_hdf5(p, study, facts, groups))
+    if facts["bad_images"]:
+        _write(folder / "bad_images.json", lambda p: outputs.write_json(p, facts["bad_images"]))
     if study.settings.options.outputs.features:
         arms = {key: table.arm for key, table in study.tables.items()}
         stages = [ctx.results(stage_name(step)) for step in range(steps)]
@@ -63,7 +66,7 @@ def _write(path: Path, write: Any) -> None:
     write_atomically(path, write)
 
 
-def _facts(study: Study, job: Ready, ctx: Context) -> dict[str, Any]:
+def _facts(study: Study, job: Ready) -> dict[str, Any]:
     options = study.settings.options
     models = {}
     for name in study.done():
@@ -76,7 +79,7 @@ def _facts(study: Study, job: Ready, ctx: Context) -> dict[str, Any]:
         "skipped": dict(study.skipped),
         "classes": list(study.classes),
         "styles": list(study.styles),
-        "bad_images": {study.paths[i]: reason for i, reason in job.bad_images(ctx).items()},
+        "bad_images": {study.paths[i]: reason for i, reason in job.bad_images().items()},
         "rng": options.perturbation.rng,
         "masks": options.perturbation.masks,
         "form": job.bench.form,
@@ -94,6 +97,11 @@ def _sites(study: Study, job: Ready) -> Iterator[tuple[str, dict[str, NDArray[An
     for key, table in study.tables.items():
         rows = schedule_of(table.arm, job.bench.architecture(table.arm.model)).table()
         yield f"sites/{key}", {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def _ambiguity(study: Study) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
+    for model, found in study.ambiguity.items():
+        yield f"ambiguity/{model}", asdict(found)
 
 
 def _thumbnails(study: Study) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:

@@ -16,6 +16,8 @@ from tessera.mcdropout.experiments.design import Arm, ArmTable, Experiment, Sett
 from tessera.mcdropout.tables import Place, collect, places, reduced, shape_columns
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hpc.context import Context
     from tessera.mcdropout.workbench import Workbench
 
@@ -68,11 +70,11 @@ class Ready(Protocol):
         """The models and engines of this rank."""
         ...
 
-    def bad_images(self, ctx: Context) -> dict[int, str]:
+    def bad_images(self) -> dict[int, str]:
         """By number of the image: why it could not be read."""
         ...
 
-    def pixels(self, model: str, images: NDArray[np.int64], ctx: Context) -> Any:
+    def pixels(self, model: str, images: NDArray[np.int64]) -> Tensor:
         """Return the pixels of some images as a model wants them, a tensor of shape (N, 3, H, W)."""
         ...
 
@@ -150,7 +152,7 @@ class TrialStage(Map):
         whole = self._job.subject.settings.options.perturbation.rng == "torch"
         listed = []
         for arm in self.arms(ctx).values():
-            number = len(arm_images(self._job, arm, ctx))
+            number = len(arm_images(self._job, arm))
             block, cut = (number, None) if whole else (speed.image_block, speed.pass_block)
             listed += [Unit(p.key, p.cost) for p in places(arm, number, block, cut)]
         return listed
@@ -159,8 +161,8 @@ class TrialStage(Map):
         """Make the passes of one block."""
         place = Place.of(unit.key)
         arm = self.arms(ctx)[place.arm]
-        images = arm_images(self._job, arm, ctx)[place.first : place.end]
-        return run_place(self._job, arm, place, images, ctx)
+        images = arm_images(self._job, arm)[place.first : place.end]
+        return run_place(self._job, arm, place, images)
 
     def merge(self, results: Results, ctx: Context) -> None:
         """Write the experiment's files, if this is its last stage."""
@@ -190,22 +192,22 @@ def first_arms(job: Ready) -> list[Arm]:
     return [replace(arm, geometry=arm.geometry or always) for arm in arms]
 
 
-def arm_images(job: Ready, arm: Arm, ctx: Context) -> NDArray[np.int64]:
+def arm_images(job: Ready, arm: Arm) -> NDArray[np.int64]:
     """Return the numbers of an arm's images, those left out that cannot be read."""
     numbers = np.arange(len(job.subject.paths), dtype=np.int64)[arm.first : arm.end]
     if arm.tower == "text":
         return numbers
-    return np.setdiff1d(numbers, np.array(list(job.bad_images(ctx)), np.int64))
+    return np.setdiff1d(numbers, np.array(list(job.bad_images()), np.int64))
 
 
-def run_place(job: Ready, arm: Arm, place: Place, images: NDArray[np.int64], ctx: Context) -> dict[str, NDArray[Any]]:
+def run_place(job: Ready, arm: Arm, place: Place, images: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
     """Make the passes of a unit and reduce them to what is kept."""
     options = job.subject.settings.options
     engine = job.bench.engine(arm)
     if arm.tower == "text":
         inputs = job.bench.tokens(arm.model, [job.subject.paths[i] for i in images])
     else:
-        inputs = job.pixels(arm.model, images, ctx)
+        inputs = job.pixels(arm.model, images)
     whole = place.stop - place.start == arm.passes[-1]
     done = engine.run(
         inputs,
@@ -245,7 +247,7 @@ def study_so_far(job: Ready, steps: int, ctx: Context) -> Study:
     )
     for step in range(steps):
         found = first_arms(job) if step == 0 else subject.experiment.more(study, step)  # type: ignore[misc]
-        tables, lost = read_tables(job, found, ctx.results(stage_name(step)), ctx)
+        tables, lost = read_tables(job, found, ctx.results(stage_name(step)))
         sites = {a.key: [s["id"] for s in schedule_of(a, job.bench.architecture(a.model)).table()] for a in found}
         study = replace(
             study,
@@ -258,16 +260,14 @@ def study_so_far(job: Ready, steps: int, ctx: Context) -> Study:
     return study
 
 
-def read_tables(
-    job: Ready, arms: Sequence[Arm], results: Results, ctx: Context
-) -> tuple[dict[str, ArmTable], dict[str, str]]:
+def read_tables(job: Ready, arms: Sequence[Arm], results: Results) -> tuple[dict[str, ArmTable], dict[str, str]]:
     """Return the tables of whole arms by key, and by model why others are missing."""
     options = job.subject.settings.options
     whole = options.perturbation.rng == "torch"
     tables: dict[str, ArmTable] = {}
     lost: dict[str, str] = {}
     for arm in arms:
-        images = arm_images(job, arm, ctx)
+        images = arm_images(job, arm)
         block, cut = (len(images), None) if whole else (options.performance.image_block, options.performance.pass_block)
         listed = sorted(places(arm, len(images), block, cut), key=lambda p: p.key)
         missing = [p.key for p in listed if p.key not in results]

@@ -202,7 +202,7 @@ class Workbench:
             tower: Tower | None = loaded.tower if arm.tower == "vision" else loaded.text
             assert tower is not None  # noqa: S101 - `sites_of` has refused models without
             schedule = schedule_of(arm, self.architecture(arm.model))
-            found = EngineKey(arm.key, TrialEngine(tower, schedule, self._engine_settings(), self.device))  # type: ignore[arg-type]
+            found = EngineKey(arm.key, TrialEngine(tower, schedule, self._engine_settings(), self.device))
             self._engines[arm.model] = found
         return found.engine
 
