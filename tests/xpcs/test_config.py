@@ -14,7 +14,7 @@ from tessera.xpcs.errors import XpcsInputError
 from tessera.xpcs.homodyne_config import translate
 from tessera.xpcs.import_config import main as import_config
 from tessera.xpcs.options import XpcsOptions
-from tessera.xpcs.physics import CONTRAST, OFFSET, parameters_of
+from tessera.xpcs.physics import parameters_of
 
 HOMODYNE = """
 analysis_mode: laminar_flow
@@ -43,6 +43,8 @@ parameter_space:
   bounds:
     - {name: D0, min: 10, max: 1e6, type: TruncatedNormal}
     - {name: phi0, min: -30.0, max: 30.0}
+    - {name: contrast, min: 0, max: 1}
+    - {name: offset, min: 0.9, max: 1.1}
 optimization:
   method: nlsq
   nlsq:
@@ -72,14 +74,14 @@ def test_what_has_a_counterpart_is_carried_over(translated):
     assert options.phi_filtering.fallback_to_all_angles  # homodyne's default, where its file does not say
     start = options.initial_parameters
     assert start.values["D0"] == 1200
-    assert start.values["contrast"] == pytest.approx(0.3)
+    assert "contrast" not in start.values
     assert start.fixed_parameters == {"D_offset": 50.0, "beta": 0.1, "gamma_dot_t_offset": 0.0}
     assert options.parameter_space.bounds == {"D0": (10, 1e6), "phi0": (-30, 30)}
     assert options.optimization.per_angle_mode == "individual"
     config = options.optimization.config()
     assert (config.gauss_newton_max_iterations, config.max_warmup_iterations) == (250, 40)
     assert (config.enable_multistart, config.n_starts) == (True, 6)
-    assert config.warmup_iterations == type(config)().warmup_iterations  # the template's 200 is not carried over
+    assert config.warmup_iterations == 0  # the template's 200 is not carried over
 
 
 def test_every_other_key_is_named_with_a_reason(translated):
@@ -91,7 +93,8 @@ def test_every_other_key_is_named_with_a_reason(translated):
     assert "optimization.nlsq.hybrid_streaming.enable_checkpoints" in unused
     assert "optimization.nlsq.anti_degeneracy.hierarchical.enable" in unused
     assert any("soft_l1" in text for text in translated.changed)
-    assert any("per_angle_scaling.contrast" in text for text in translated.changed)
+    assert any("bounds of offset are 0.5 … 1.5 here" in text for text in translated.changed)
+    assert "initial_parameters.per_angle_scaling.contrast" in unused
 
 
 def test_a_flat_file_of_old_homodyne():
@@ -127,7 +130,7 @@ def test_the_written_job_composes(tmp_path, capsys, translated):
     section = resolved(compose_config(["job=mine"], folders), ["job=mine"], folders)["job"]
     options = build(XpcsOptions, job_options(section))
     assert options.initial_parameters.values["D0"] == 1200
-    assert options.initial_parameters.values["offset"] is None
+    assert options.initial_parameters.values["alpha"] == -0.3
     assert options.parameter_space.bounds["alpha"] == (-2, 2)
     assert options.output.plotted_angles == 6
     with pytest.raises(InputError, match="already there"):
@@ -151,10 +154,9 @@ def test_the_documented_defaults_are_those_of_the_code():
     section = resolved(compose_config(["job=xpcs"], folders), ["job=xpcs"], folders)["job"]
     section["experimental_data"]["file_path"] = "x.h5"
     given = build(XpcsOptions, job_options(section))
-    registry = [*parameters_of("laminar_flow"), CONTRAST, OFFSET]
+    registry = parameters_of("laminar_flow")
     assert given.parameter_space.bounds == {p.name: (p.lower, p.upper) for p in registry}
-    values = given.initial_parameters.values
-    assert {k: v for k, v in values.items() if v is not None} == {p.name: p.start for p in registry[:7]}
+    assert given.initial_parameters.values == {p.name: p.start for p in registry}
     bare = build(XpcsOptions, {"experimental_data": {"file_path": "x.h5"}})
     apart = ("parameter_space", "initial_parameters")
     assert {k: v for k, v in plain(given).items() if k not in apart} == {
@@ -171,6 +173,7 @@ def test_the_documented_defaults_are_those_of_the_code():
         ("job.optimization.preset=fast", "there is no preset 'fast'"),
         ("job.optimization.hybrid_streaming={chunk_sise: 5}", "chunk_sise"),
         ("job.optimization.sigma=0", "must be > 0"),
+        ("job.initial_parameters.fixed_parameters={offset: 1}", "take their optimum at every step"),
         ("job.analysis_mode=flow", "'flow' is not a valid choice"),
     ],
 )

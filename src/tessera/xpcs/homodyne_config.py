@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Final
 
-import numpy as np
-
 from tessera.lsq.options import HybridStreamingConfig
 from tessera.xpcs.errors import XpcsInputError
-from tessera.xpcs.physics import Parameter, parameters_of
+from tessera.xpcs.physics import CONTRAST, OFFSET, Parameter, parameters_of
 
+_SCALING: Final = (CONTRAST.name, OFFSET.name)
 _MODES: Final = {
     "static": "static_isotropic",
     "static_isotropic": "static_isotropic",
@@ -47,6 +46,7 @@ its passes are counted differently (200 iterations of warm-up at least would be 
 _REASONS: Final = {
     "metadata": "describes the file itself",
     "analysis_settings": "describes the model; analysis_mode chooses it",
+    "initial_parameters.per_angle_scaling": "contrast and offset take their optimum at every step",
     "initial_parameters.units": "units are homodyne's and fixed",
     "parameter_space.priors": "priors serve sampling, and this is a fit",
     "parameter_space.bounds": "priors serve sampling, and this is a fit",
@@ -156,7 +156,7 @@ def translate(homodyne: Mapping[str, Any]) -> Translation:
         "analyzer_parameters": _analyzer(source),
         "phi_filtering": _angles(source),
         "initial_parameters": _start(source, parameters, changed),
-        "parameter_space": {"bounds": _bounds(source)},
+        "parameter_space": {"bounds": _bounds(source, changed)},
         "optimization": _optimization(source, changed),
     }
     unused = tuple((name, _reason(name)) for name in source.rest())
@@ -218,11 +218,7 @@ def _start(source: _Source, parameters: Sequence[Parameter], changed: list[str])
             "initial_parameters.values is null: homodyne starts in the middle of the bounds (D0 at 5e4), this job "
             "at the defaults of homodyne's parameter registry"
         )
-    for name in ("contrast", "offset"):
-        per_angle = source.take(f"{base}per_angle_scaling.{name}")
-        if per_angle is not None:
-            values[name] = float(np.mean(per_angle))
-            changed.append(f"initial_parameters.per_angle_scaling.{name}: its mean is the start of all angles")
+    values = {name: value for name, value in values.items() if name not in _SCALING}
     fixed = {str(k): float(v) for k, v in (source.take(f"{base}fixed_parameters") or {}).items()}
     active = source.take(f"{base}active_parameters")
     if active is not None:
@@ -231,9 +227,13 @@ def _start(source: _Source, parameters: Sequence[Parameter], changed: list[str])
     return {"values": values, "fixed_parameters": fixed}
 
 
-def _bounds(source: _Source) -> dict[str, list[float]]:
-    given = source.take("parameter_space.bounds") or []
-    return {str(entry["name"]): [float(entry["min"]), float(entry["max"])] for entry in given}
+def _bounds(source: _Source, changed: list[str]) -> dict[str, list[float]]:
+    bounds = {str(e["name"]): [float(e["min"]), float(e["max"])] for e in source.take("parameter_space.bounds") or []}
+    for parameter in (CONTRAST, OFFSET):
+        own = [parameter.lower, parameter.upper]
+        if bounds.pop(parameter.name, own) != own:
+            changed.append(f"parameter_space.bounds of {parameter.name} are {own[0]:g} … {own[1]:g} here, always")
+    return bounds
 
 
 def _optimization(source: _Source, changed: list[str]) -> dict[str, Any]:

@@ -6,16 +6,23 @@ homodyne's and names the keys that have no counterpart.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from hpc.errors import nearest
 from hpc.options import Range
 from tessera.lsq.options import HybridStreamingConfig
-from tessera.xpcs.physics import CONTRAST, OFFSET, parameters_of
+from tessera.xpcs.fit import CONFIG
+from tessera.xpcs.physics import parameters_of
 from tessera.xpcs.select import DEFAULT_RANGES, AngleRange
+
+_ELIMINATED: Final = (
+    "contrast and offset take their optimum at every step, within 0 … 1 and 0.5 … 1.5, and need neither start nor "
+    "bounds; optimization.per_angle_mode says how they depend on the angle"
+)
 
 Positive = Annotated[float, Range(gt=0)]
 Model = Literal["static_isotropic", "static_anisotropic", "laminar_flow"]
@@ -55,6 +62,7 @@ class DataOptions:
     exchange_key: str = "exchange"
     q_tolerance: Annotated[float, Range(ge=0, le=0.5)] | None = None
     nan: Literal["raise", "omit"] = "raise"
+    in_memory: bool | Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +78,7 @@ class PhiOptions:
 class StartOptions:
     """Start values, by name; what is not named takes homodyne's default."""
 
-    values: dict[str, float | None] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
     fixed_parameters: dict[str, float] = field(default_factory=dict)
 
 
@@ -87,15 +95,17 @@ class FitOptions:
 
     per_angle_mode: Scaling = "auto"
     sigma: Positive | Literal["auto"] = "auto"
-    preset: str = "default"
+    preset: str | None = None
     hybrid_streaming: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.config()
 
     def config(self) -> HybridStreamingConfig:
-        """Return the optimizer's options: the preset, with what ``hybrid_streaming`` says."""
-        return HybridStreamingConfig.preset(self.preset, **self.hybrid_streaming)
+        """Return the optimizer's options: the preset (or those made for XPCS), with what ``hybrid_streaming`` says."""
+        if self.preset is not None:
+            return HybridStreamingConfig.preset(self.preset, **self.hybrid_streaming)
+        return HybridStreamingConfig.from_mapping({**dataclasses.asdict(CONFIG), **self.hybrid_streaming})
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +131,7 @@ class XpcsOptions:
     output: OutputOptions = field(default_factory=OutputOptions)
 
     def __post_init__(self) -> None:
-        known = {p.name: p for p in (*parameters_of("laminar_flow"), CONTRAST, OFFSET)}
+        known = [p.name for p in parameters_of("laminar_flow")]
         sections: tuple[tuple[str, Mapping[str, Any]], ...] = (
             ("initial_parameters.values", self.initial_parameters.values),
             ("initial_parameters.fixed_parameters", self.initial_parameters.fixed_parameters),
@@ -130,7 +140,10 @@ class XpcsOptions:
         for section, given in sections:
             for name in given:
                 if name not in known:
-                    msg = f"{section}.{name}: unknown parameter; {nearest(name, known)}"
+                    hint = (
+                        _ELIMINATED if name in ("contrast", "offset") else f"unknown parameter; {nearest(name, known)}"
+                    )
+                    msg = f"{section}.{name}: {hint}"
                     raise ValueError(msg)
         for name, (low, high) in self.parameter_space.bounds.items():
             if not low < high:

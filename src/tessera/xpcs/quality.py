@@ -107,7 +107,7 @@ def _spread(differences: Sequence[Matrix]) -> float:
     return float(1.4826 * np.median(np.abs(values)) / np.sqrt(6.0))
 
 
-def judge(dataset: Dataset, angles: Sequence[AngleQuality]) -> list[str]:
+def judge(dataset: Dataset, angles: Sequence[AngleQuality], *, omit: bool = False) -> list[str]:
     """Refuse data that cannot be fitted, and say what is unusual about data that can.
 
     Parameters
@@ -116,6 +116,8 @@ def judge(dataset: Dataset, angles: Sequence[AngleQuality]) -> list[str]:
         What was looked at.
     angles
         One record per angle.
+    omit
+        Whether values that are not finite may be left out of the fit.
 
     Returns
     -------
@@ -133,11 +135,14 @@ def judge(dataset: Dataset, angles: Sequence[AngleQuality]) -> list[str]:
         where = f"{dataset.source}: angle {phi:g} deg"
         if found.bad:
             frames = ", ".join(str(first + f) for f in sorted(found.bad_frames))
-            msg = (
-                f"{where} holds {found.bad} values that are not finite, most of them in frames {frames}; leave these "
-                "frames out (start_frame, end_frame) or this angle (phi_filtering)"
-            )
-            raise DataQualityError(msg)
+            text = f"{where} holds {found.bad} values that are not finite, most of them in frames {frames}"
+            if not omit:
+                msg = (
+                    f"{text}; leave these frames out (start_frame, end_frame), or this angle (phi_filtering), or these "
+                    "values (job.experimental_data.nan=omit)"
+                )
+                raise DataQualityError(msg)
+            warnings.append(f"{text}; they are left out")
         if found.least == found.most:
             msg = f"{where} holds {found.least:g} and nothing else; leave this angle out (phi_filtering)"
             raise DataQualityError(msg)
