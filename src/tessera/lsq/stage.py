@@ -28,6 +28,10 @@ from tessera.lsq.subproblem import column_scale
 if TYPE_CHECKING:
     from hpc.context import Context
 
+_NEAR: Final = 1e-8
+"""Standard errors to the minimum at which a fit ends, usually."""
+_FURTHEST: Final = 20
+"""Passes that are foretold at most."""
 _TRACED: Final = 3
 """Passes of which the JAX profiler makes a trace: the first compiles, the others are alike."""
 
@@ -139,12 +143,11 @@ class FitStage(Loop):
         if self._made is None:  # just restored
             return {}
         fit = self._fit(state)
-        told: dict[str, float | str] = {"phase": fit.name}
-        if fit.name == "warm-up" and fit.warm is not None and fit.first is not None:
-            told["cost"] = fit.warm.loss / fit.warm.first * fit.first.cost if fit.warm.first else 0.0
+        told: dict[str, float | str] = {"phase": fit.name} | _cost(fit)
+        if fit.name == "warm-up" and fit.warm is not None:
             told["gradient"] = float(np.linalg.norm(fit.warm.gradient))
         elif fit.lm is not None and fit.lm.at is not None:
-            told |= {"cost": fit.lm.at.cost, "step": fit.lm.length, "gradient": _cosine(fit.lm.at)}
+            told |= {"step": fit.lm.length, "gradient": _cosine(fit.lm.at)}
             told |= {"radius": fit.lm.radius, "decrement": fit.lm.decrement}
         return told | ({"points/s": self._speed} if self._speed else {})
 
@@ -233,15 +236,24 @@ def _points(fit: FitState) -> int:
     return 0 if at is None else at.count + at.rejected
 
 
+def _cost(fit: FitState) -> dict[str, float]:
+    """Return the cost of the best point of this phase."""
+    if fit.lm is not None and fit.lm.at is not None:
+        return {"cost": fit.lm.at.cost}
+    if fit.warm is not None and fit.first is not None and fit.warm.first > 0:
+        return {"cost": fit.warm.best_loss / fit.warm.first * fit.first.cost}
+    return {} if fit.first is None else {"cost": fit.first.cost}
+
+
 def _left(state: Arrays) -> int:
     """Return the passes still to come if the decrement goes on falling as in the last two; 0 if that cannot be told."""
     history = state.get("fit.lm.history")
-    if history is None or len(history) < 3:
+    if history is None or not len(history):
         return 0
-    before, now = (float(v) for v in history[-2:, 1])
-    if not (0 < now < before < math.inf):
+    before, now = float(history[-1, 1]), float(state["fit.lm.decrement"])
+    if not 0 < now < before < math.inf:
         return 0
-    return min(20, max(1, math.ceil(math.log(1e-8 / now) / math.log(now / before)))) if now > 1e-8 else 1
+    return min(_FURTHEST, max(1, math.ceil(math.log(_NEAR / now) / math.log(now / before)))) if now > _NEAR else 1
 
 
 def _cosine(q: Quadratic) -> float:
