@@ -25,11 +25,14 @@ class Prepared:
     entry
         The state before the first perturbed site, for all images. Where the embedding itself is perturbed its block is
         -1, and the residual is what the tower embeds.
+    pooled
+        (N,) which token is pooled, for texts.
     reference
         (N, D) float32, features with nothing perturbed.
     """
 
     entry: Entry
+    pooled: Tensor | None
     reference: Tensor
 
     @property

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias, get_args
 
 from tessera.mcdropout.errors import DrawError, SiteError
-from tessera.mcdropout.sites import Site
+from tessera.mcdropout.sites import Layout, Site, wrapped_by_original
 
 Action: TypeAlias = Literal["dropout", "gaussian", "scale"]
 Selection: TypeAlias = Literal[
@@ -138,7 +138,7 @@ class Schedule:
         return sum(math.prod(site.shape) for site, _ in self.requested if site.id in self.active)
 
 
-def resolve(recipe: Recipe, sites: Sequence[Site], layout: str = "hf") -> Schedule:
+def resolve(recipe: Recipe, sites: Sequence[Site], layout: Layout = "hf") -> Schedule:
     """Resolve a recipe against the sites of a tower.
 
     Parameters
@@ -167,7 +167,7 @@ def resolve(recipe: Recipe, sites: Sequence[Site], layout: str = "hf") -> Schedu
     return Schedule(sites, {site.id: strength for site in chosen})
 
 
-def _chosen(recipe: Recipe, sites: Sequence[Site], layout: str) -> list[Site]:
+def _chosen(recipe: Recipe, sites: Sequence[Site], layout: Layout) -> list[Site]:
     match recipe.select:
         case "uniform":
             return [s for s in sites if s.kind in _LINEAR]
@@ -180,7 +180,7 @@ def _chosen(recipe: Recipe, sites: Sequence[Site], layout: str) -> list[Site]:
         case "sites":
             return [site for name in recipe.sites for site in matching(sites, name)]
         case "uniform_linear":
-            return [s for s in sites if _reached(s, layout)]
+            return list(wrapped_by_original(layout, sites))
     msg = f"{recipe.select!r} is no selection of sites; valid: {', '.join(get_args(Selection))}"
     raise SiteError(msg)
 
@@ -234,21 +234,6 @@ def _by_group(sites: Sequence[Site], recipe: Recipe) -> dict[str, Strength]:
 def group_of(block: int, depth: int, groups: int) -> int:
     """Return the group of a block when `depth` blocks are cut into `groups` consecutive groups of almost equal size."""
     return min(max(block, 0), depth - 1) * groups // depth
-
-
-def _reached(site: Site, layout: str) -> bool:
-    """Say whether the original's wrapper of `torch.nn.Linear` outputs reaches a site and fires.
-
-    open_clip's CLIP computes its attention from raw weights, so that only the MLPs are reached; Hugging Face reaches
-    all linear layers of blocks but in the pool only the MLP; timm computes q, k and v as one layer, and its own
-    dropouts are switched on along with the wrapped layers.
-    """
-    if layout == "open_clip":
-        return site.kind == "mlp"
-    if layout == "hf":
-        return site.kind == "mlp" or (site.kind == "attention" and _in_block(site))
-    parts = (".attn.q", ".attn.k", ".attn.v") if _in_block(site) else (".attn.k", ".attn.v")
-    return site.kind != "stochastic_depth" and not site.id.endswith(parts)
 
 
 def matching(sites: Sequence[Site], name: str) -> list[Site]:

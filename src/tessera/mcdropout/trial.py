@@ -7,9 +7,10 @@ shape, and runs only the perturbed rest of the tower on them.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -19,40 +20,19 @@ from torch import Tensor
 from tessera.mcdropout.batching import MicroBatch, automatic_size, padded
 from tessera.mcdropout.blocks import Entry
 from tessera.mcdropout.device import Precision, compiles, half_precision, mask_form, send, sums_on
+from tessera.mcdropout.encoder import encoder_of
 from tessera.mcdropout.errors import DrawError
 from tessera.mcdropout.masks import DeviceKeys, Form, Pairs
 from tessera.mcdropout.moments import Moments
+from tessera.mcdropout.packed import can_pack, pack_linears, using_packed
 from tessera.mcdropout.perturb import DenseDraws, SparseDraws, TorchDraws, Watch, first_token_exact
 from tessera.mcdropout.prefix import EntryStore, PrefixCache, Prepared
 from tessera.mcdropout.recipes import Schedule
-from tessera.mcdropout.sites import Perturb, Site
+from tessera.mcdropout.sites import Perturb
+from tessera.mcdropout.towers import Tower
 
 Rows: TypeAlias = NDArray[np.int64]
-
-
-class Encoder(Protocol):
-    """What the engine asks of a tower, for images or texts; see `towers.Tower`."""
-
-    first_token_pooled: bool
-
-    @property
-    def depth(self) -> int:
-        """Number of blocks."""
-
-    def sites(self) -> tuple[Site, ...]:
-        """Places where a perturbation may act."""
-
-    def embed(self, inputs: Tensor, perturb: Perturb | None = None) -> Tensor:
-        """Tokens before block 0."""
-
-    def enter(self, tokens: Tensor, start: int, site: Site, *, first_token_only: bool = False) -> Entry:
-        """Run without perturbation up to a site."""
-
-    def resume(self, entry: Entry, perturb: Perturb | None = None, *, first_token_only: bool = False) -> Tensor:
-        """Run from there through the last block."""
-
-    def head(self, tokens: Tensor, perturb: Perturb | None = None) -> Tensor:
-        """Pool and project to features."""
+DenseFeatures: TypeAlias = Callable[[Entry, Tensor | None, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -76,6 +56,8 @@ class EngineSettings:
         Of the moments.
     compile
         Compile the perturbed part and, on CUDA, replay it as a graph. ``auto``: on CUDA.
+    packed
+        On CPU in float32, keep a second copy of the weights as oneDNN wants them, for speed.
     cache_bytes
         How much of the deterministic parts is kept.
     """
@@ -87,6 +69,7 @@ class EngineSettings:
     precision: Precision = "float32"
     sums: Literal["float64", "float32"] = "float64"
     compile: bool | Literal["auto"] = "auto"
+    packed: bool = True
     cache_bytes: int = 1 << 30
 
 
@@ -133,7 +116,7 @@ class TrialEngine:
 
     def __init__(
         self,
-        tower: Encoder,
+        tower: Tower,
         schedule: Schedule,
         settings: EngineSettings | None = None,
         device: torch.device | None = None,
@@ -141,9 +124,8 @@ class TrialEngine:
         self.device = torch.device("cpu") if device is None else device
         self.settings = EngineSettings() if settings is None else settings
         self.schedule = schedule
-        if isinstance(tower, torch.nn.Module):
-            tower.eval().to(self.device)
-        self.tower = tower
+        self._encoder = encoder_of(tower)
+        self.tower = tower.eval().to(self.device)
         size = self.settings.micro_batch
         self.batch = MicroBatch(automatic_size(tower.sites(), self.device) if size == "auto" else size)
         self.form: Form = mask_form(self.device) if self.settings.form == "auto" else self.settings.form
@@ -156,6 +138,9 @@ class TrialEngine:
         self._stream = TorchDraws(schedule)
         self.compiled = self._compiles()
         self._dense = self._compile() if self.compiled else self._dense_features
+        self.packed = self._packs()
+        if self.packed:
+            pack_linears(self.tower)
 
     def run(
         self,
@@ -195,7 +180,7 @@ class TrialEngine:
         DeviceError
             Not even one image fits into the memory of the device.
         """
-        with torch.inference_mode():
+        with self.computing():
             prepared = self.prepare(inputs, images)
             moments = self.empty_moments(prepared)
             kept = np.empty((len(passes), *prepared.reference.shape), np.float32) if features else None
@@ -209,6 +194,12 @@ class TrialEngine:
                 if made in snapshots and rows[-1] == len(images) - 1:
                     taken[made] = moments.cpu()
             return TrialResult(moments.cpu(), kept, taken)
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Set torch up for the engine's passes: around `features_of` where it is called by itself."""
+        with torch.inference_mode(), using_packed(self.tower, self.packed):
+            yield
 
     def prepare(self, inputs: Tensor, images: Rows) -> Prepared:
         """Compute the deterministic part of a block of images and their unperturbed features, or find them computed.
@@ -224,16 +215,24 @@ class TrialEngine:
             )
             raise DrawError(msg)
         known = self._cache.get(images)
-        if known is not None:
-            return known
-        watch, store, references, start = Watch(), EntryStore(len(images)), [], 0
-        while start < len(images):
-            rows = np.arange(start, min(start + self.batch.size, len(images)))
-            batch = inputs[torch.from_numpy(self._filled(rows))]
+        if known is None:
+            with self.computing():
+                known = self._prepared(inputs, len(images))
+            self._cache.put(images, known)
+        return known
+
+    def _prepared(self, inputs: Tensor, count: int) -> Prepared:
+        watch, store, references, start = Watch(), EntryStore(count), [], 0
+        whole = self._encoder.pooled(inputs)
+        pooled = None if whole is None else send(whole, self.device)
+        while start < count:
+            rows = np.arange(start, min(start + self.batch.size, count))
+            filled = torch.from_numpy(self._filled(rows))
             try:
                 with half_precision(self.device, self.settings.precision):
-                    entry = self._enter(send(batch, self.device), watch)
-                    found = self._suffix(entry, watch).float()
+                    entry = self._enter(send(inputs[filled], self.device), watch)
+                    part = None if pooled is None else pooled[send(filled, self.device)]
+                    found = self._suffix(entry, part, watch).float()
                 store.add(entry, len(rows))
             except torch.OutOfMemoryError as error:
                 self._shrink(error)
@@ -241,9 +240,7 @@ class TrialEngine:
             references.append(found[: len(rows)])
             start += len(rows)
         watch.check(self.schedule)
-        prepared = Prepared(store.whole(), torch.cat(references))
-        self._cache.put(images, prepared)
-        return prepared
+        return Prepared(store.whole(), pooled, torch.cat(references))
 
     def empty_moments(self, prepared: Prepared) -> Moments:
         """Return moments of no passes; those of the torch stream are not shifted, as the original's are not."""
@@ -282,7 +279,7 @@ class TrialEngine:
             part = self._filled(np.arange(start, stop))
             pairs = Pairs(seed, trial, numbers[part], images[flat[part]], self.settings.shared_masks)
             try:
-                found = self._features(prepared.entry, flat[part], pairs)
+                found = self._features(prepared, flat[part], pairs)
             except torch.OutOfMemoryError as error:
                 self._shrink(error)
                 continue
@@ -305,30 +302,41 @@ class TrialEngine:
         first = self.schedule.first
         if first.block < 0:
             return Entry(-1, "start", batch)
-        return self.tower.enter(self.tower.embed(batch, watch), 0, first, first_token_only=self._first_token_only)
+        tokens = self._encoder.embed(batch, watch)
+        return self.tower.enter(tokens, 0, first, first_token_only=self._first_token_only)
 
-    def _suffix(self, entry: Entry, perturb: Perturb) -> Tensor:
+    def _suffix(self, entry: Entry, pooled: Tensor | None, perturb: Perturb) -> Tensor:
         """Run what follows an entry: features (B, D)."""
         if entry.block < 0:
-            entry = Entry(0, "start", self.tower.embed(entry.residual, perturb))
+            entry = Entry(0, "start", self._encoder.embed(entry.residual, perturb))
         tokens = self.tower.resume(entry, perturb, first_token_only=self._first_token_only)
-        return self.tower.head(tokens, perturb)
+        return self._encoder.head(tokens, pooled, perturb)
 
-    def _features(self, entry: Entry, rows: Rows, pairs: Pairs) -> Tensor:
+    def _features(self, prepared: Prepared, rows: Rows, pairs: Pairs) -> Tensor:
         """Return the perturbed features (B, D) float32 of a micro-batch."""
-        state = entry.take(send(torch.from_numpy(rows), self.device))
+        places = send(torch.from_numpy(rows), self.device)
+        state = prepared.entry.take(places)
+        pooled = None if prepared.pooled is None else prepared.pooled[places]
         with half_precision(self.device, self.settings.precision):
             if self._exact_stream:
-                found = self._suffix(state, self._stream)
+                found = self._suffix(state, pooled, self._stream)
             elif self.form == "sparse":
-                found = self._suffix(state, SparseDraws(self.schedule, pairs))
+                found = self._suffix(state, pooled, SparseDraws(self.schedule, pairs))
             else:
                 keys = DeviceKeys.of(pairs, self.device)
-                found = self._dense(state, keys.trial, keys.passes, keys.images)
+                found = self._dense(state, pooled, keys.trial, keys.passes, keys.images)
         return found.float()
 
-    def _dense_features(self, state: Entry, trial: Tensor, passes: Tensor, images: Tensor) -> Tensor:
-        return self._suffix(state, DenseDraws(self.schedule, DeviceKeys(trial, passes, images)))
+    def _dense_features(
+        self, state: Entry, pooled: Tensor | None, trial: Tensor, passes: Tensor, images: Tensor
+    ) -> Tensor:
+        return self._suffix(state, pooled, DenseDraws(self.schedule, DeviceKeys(trial, passes, images)))
+
+    def _packs(self) -> bool:
+        """Say whether the linear layers use packed weights."""
+        if not self.settings.packed or self._exact_stream or self.compiled:
+            return False
+        return self.device.type == "cpu" and self.settings.precision == "float32" and can_pack()
 
     def _compiles(self) -> bool:
         """Say whether the perturbed part is compiled: only keyed masks drawn in the dense form are."""
@@ -338,17 +346,17 @@ class TrialEngine:
             raise DrawError(msg)
         return suited and compiles(self.device, self.settings.compile)
 
-    def _compile(self) -> Callable[[Entry, Tensor, Tensor, Tensor], Tensor]:
+    def _compile(self) -> DenseFeatures:
         """Compile the perturbed part for its one shape; on CUDA it is captured as a graph and replayed."""
         cuda = self.device.type == "cuda"
         compiled = torch.compile(
             self._dense_features, fullgraph=True, dynamic=False, mode="reduce-overhead" if cuda else None
         )
 
-        def replay(state: Entry, trial: Tensor, passes: Tensor, images: Tensor) -> Tensor:
+        def replay(state: Entry, pooled: Tensor | None, trial: Tensor, passes: Tensor, images: Tensor) -> Tensor:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             # The next replay writes into the same memory.
-            return compiled(state, trial, passes, images).clone()
+            return compiled(state, pooled, trial, passes, images).clone()
 
         return replay
 
