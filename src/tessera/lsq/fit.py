@@ -164,9 +164,9 @@ def describe(
     FitInputError
         If names, start values and signature contradict each other, or groups cannot be had.
     """
-    count = None if p0 is None else len(p0) if isinstance(p0, Mapping) else np.atleast_1d(np.asarray(p0)).size
-    if groups is not None and not isinstance(p0, Mapping):
-        count = None if count is None or names is None else len(names)
+    # By name the signature says how many there are, and so it must with groups: p0 may hold all groups' values.
+    plain = p0 is not None and not isinstance(p0, Mapping) and groups is None
+    count = np.atleast_1d(np.asarray(p0)).size if plain else None
     arguments = tuple(names) if names is not None else argument_names(model, count)
     if len(set(arguments)) != len(arguments):
         msg = f"names: two parameters have the same name: {', '.join(arguments)}"

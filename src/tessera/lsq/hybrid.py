@@ -1,7 +1,9 @@
 """The phases of a fit as one state machine: sample, warm-up, Gauss-Newton, result. One call of `step` is one pass.
 
 1. *First pass* at the start values: cost, gradient and curvature, from which all later phases go on.
-2. *Warm-up* (Adam or L-BFGS, float32 if allowed), unless the start is good.
+2. *Warm-up* (Adam or L-BFGS, float32 if allowed), unless the start is good: it is if the cost is low there, or if
+   Gauss-Newton steps from it are accepted. A gradient step is the better one only where they are not, and may end in
+   another valley.
 3. *Sample*: where there are many chunks, the fit is first made on a fixed sample of them, at a fraction of the price
    of a pass; so are the two phases above.
 4. *Gauss-Newton* (Levenberg-Marquardt) on all data. Should it fail, it is tried once more from the start values: no
@@ -37,6 +39,7 @@ PHASES: Final = ("first", "warm-up", "sample", "gauss-newton", "done")
 _SAMPLES: Final = 8  # chunks a sample has at least: fewer may miss a part of the data
 _EVERY: Final = 16  # of so many chunks one is in the sample, at most
 _SAMPLE_TOLERANCE: Final = 1e-2  # standard errors of the sample's fit
+_REFUSED: Final = 3  # steps refused at the start before a warm-up is called for
 _UNLIKE: Final = 1.5  # cost per point of all data over that of the sample, above which the sample was none
 
 
@@ -204,20 +207,25 @@ def _after_first(state: FitState, plan: Plan, has_sample: bool) -> FitState:
     """Choose between warm-up and Gauss-Newton by the first pass."""
     q = state.first
     assert q is not None  # noqa: S101 - for the type checker
+    after = _gauss_newton(has_sample)
     with phase("normalisation"):
         space = normalised(state.x0, state.lower, state.upper, plan.config)
     warm = warmup.start(q, space, plan.config, q.spread)
-    if warmup.done(warm):
-        after = _gauss_newton(has_sample)
-        lm = levenberg.start_at(q, state.lower, state.upper, _options(plan, after))
-        return dataclasses.replace(state, warm=warm, lm=lm, phase=after)
-    return dataclasses.replace(state, warm=warm, phase=PHASES.index("warm-up"))
+    if not warmup.done(warm) and not plan.config.enable_warm_start_detection:
+        return dataclasses.replace(state, warm=warm, phase=PHASES.index("warm-up"))
+    lm = levenberg.start_at(q, state.lower, state.upper, _options(plan, after))
+    return dataclasses.replace(state, warm=warm, lm=lm, phase=after)
 
 
 def _options(plan: Plan, phase_index: int) -> LMOptions:
     if PHASES[phase_index] != "sample":
         return plan.lm
     return dataclasses.replace(plan.lm, tolerance=max(plan.lm.tolerance, _SAMPLE_TOLERANCE))
+
+
+def _astray(lm: LMState) -> bool:
+    """Say whether Gauss-Newton fails at the start itself."""
+    return lm.accepted == 0 and (lm.refused >= _REFUSED or Status.of(lm.status) is Status.STAGNATED)
 
 
 def _advance(state: FitState, objective: Objective, plan: Plan) -> FitState:
@@ -232,7 +240,9 @@ def _advance(state: FitState, objective: Objective, plan: Plan) -> FitState:
 
 
 def _onward(state: FitState) -> FitState:
-    """Go to the next phase if this one has ended."""
+    """Go to the next phase if this one has ended, or to the warm-up if the start turns out to need one."""
+    if state.lm is not None and state.warm is not None and _astray(state.lm) and not warmup.done(state.warm):
+        return dataclasses.replace(state, lm=None, phase=PHASES.index("warm-up"))
     if state.name == "sample":
         return _after_sample(state)
     return _after_gauss_newton(state) if state.name == "gauss-newton" else state

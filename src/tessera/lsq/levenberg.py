@@ -25,7 +25,8 @@ Evaluate = Callable[[Vector], Quadratic]
 
 _EPS: Final = float(np.finfo(np.float64).eps)
 _ACCEPT: Final = 1e-4  # least ratio of actual to predicted reduction
-_FINE: Final = 1e-9  # relative reductions below this are lost in the rounding of the cost
+_FINE: Final = 1e-9  # where not even the full step reduces the cost by this fraction, rounding errors matter
+_EXACT: Final = 1e-24  # fraction of the first cost that is rounding error
 _SETTLED: Final = 1e-4  # decrement, in standard errors, at which a rejected step means rounding error
 _SEPARATED: Final = 0.5  # share of a step's gain the linear parameters may still hold before a pass is spent on them
 
@@ -216,7 +217,7 @@ def _ratio(state: LMState, at: Quadratic, q: Quadratic, options: LMOptions) -> f
     """Return actual over predicted reduction."""
     if state.predicted <= 0:
         return -np.inf
-    if state.predicted <= _FINE * at.cost:
+    if state.decrement**2 <= _FINE * max(at.count - at.x.size, 1):
         # The difference of two costs is rounding error here; the mean of the slopes at both ends is not.
         actual = -0.5 * float((at.gradient + q.gradient) @ (q.x - at.x))
         return actual / state.predicted
@@ -236,8 +237,10 @@ def _gain(q: Quadratic, linear: NDArray[np.intp]) -> float:
 
 
 def _radius(state: LMState, at: Quadratic, q: Quadratic, ratio: float) -> float:
-    """Return the next trust radius: MINPACK's rule, with faster growth where the model is nearly exact, and none at all
-    right after a rejection: growing back at once would only bring the next one (in curved valleys half of all passes).
+    """Return the next trust radius: MINPACK's rule, with faster growth where the model is nearly exact.
+
+    Right after a rejection it does not grow at all: that would only bring the next one, in curved valleys half of all
+    passes.
     """
     if state.settle or (ratio >= 0.75 and state.refused):
         return state.radius
@@ -257,7 +260,9 @@ def _noise(q: Quadratic) -> float:
 
 
 def _at_rounding(state: LMState, at: Quadratic) -> bool:
-    """Say whether the model asks for a step too small for the cost to tell."""
+    """Say whether the model asks for a step too small for the cost to tell, or nothing is left of the cost."""
+    if at.cost <= _EXACT * state.history[0, HISTORY.index("cost")]:
+        return True
     floor = 1e3 * _EPS * np.sqrt(at.power) / max(_noise(at), np.finfo(float).tiny)
     return bool(state.decrement <= max(_SETTLED, floor))
 

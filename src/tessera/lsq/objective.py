@@ -14,8 +14,8 @@ Order: TypeAlias = Literal[0, 1, 2]
 
 Sum: TypeAlias = Callable[[int, Callable[[range], Iterator[Mapping[str, NDArray[Any]]]]], dict[str, NDArray[Any]]]
 """``sum(n, contributions)`` adds up the contributions of chunks 0 … n-1 over all ranks, in an order that does not
-depend on the ranks: it calls ``contributions(mine)`` once, on each rank, with the contiguous chunks that rank holds, and
-consumes one mapping of arrays per chunk as it is made, so that chunks are read and computed one (or a few) at a time.
+depend on the ranks: it calls ``contributions(mine)`` once, on each rank, with the contiguous chunks that rank holds,
+and consumes one mapping of arrays per chunk as it is made, so that chunks are read and computed a few at a time.
 `tessera.lsq.reduce` has the serial one, the one over an MPI communicator and the one of an engine's context."""
 
 

@@ -1,4 +1,4 @@
-"""The local quadratic model of a cost: what one pass over the data yields, and all that the optimizer ever sees of it."""
+"""The local quadratic model of a cost: what one pass over the data yields, and all the optimizer ever sees of it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Quadratic:
 
     @classmethod
     def from_sums(cls, x: Vector, sums: Mapping[str, NDArray[Any]]) -> Quadratic:
-        """Build it from reduced contributions with the keys ``cost, gradient, hessian, count, rejected[, scores, root, power]``."""
+        """Build it from sums with the keys ``cost, gradient, hessian, count, rejected[, scores, root, power]``."""
         scores = sums.get("scores")
         root = sums.get("root")
         return cls(

@@ -102,8 +102,9 @@ def bounded_step(
 ) -> Step:
     """Minimise the model within the trust region and the box.
 
-    Parameters of which the box is hit are fixed at their bound, and the rest is solved again; those that already lie
-    at a bound and would leave the box never enter.
+    An active-set method (Stark & Parker 1995, "Bounded-variable least squares"): from the present point straight
+    towards the minimum in the free parameters; where a bound is in the way, go that far and hold the parameter there;
+    let go of it once the model falls towards the inside. Every leg reduces the model, so the step does.
 
     Parameters
     ----------
@@ -119,27 +120,44 @@ def bounded_step(
         Whether the mirrored full step competes with the projected one (Branch, Coleman & Li 1999, section 4).
     """
     low, high = (box.lower - x) * scale, (box.upper - x) * scale
-    downhill = -(problem.a.T @ problem.b)
-    free = ~(((low >= 0) & (downhill < 0)) | ((high <= 0) & (downhill > 0)))
-    step = np.zeros(x.size)
-    first: Vector | None = None
-    for _ in range(x.size + 1):
-        part = _solve(problem, step, free, linear, radius)
-        first = step + part if first is None else first
-        hit = free & ((step + part < low) | (step + part > high))
-        if not hit.any():
-            step = step + part
-            break
-        step = np.where(hit, np.clip(step + part, low, high), step)
-        free &= ~hit
-    candidates = [step]
-    if reflective and first is not None and not np.array_equal(first, step):
-        candidates.append((box.reflect(x + first / scale) - x) * scale)
-    predicted = [problem.change(c) for c in candidates]
-    best = int(np.argmax(predicted))
+    slope = problem.a.T @ problem.b
+    free = ~(((low >= 0) & (slope > 0)) | ((high <= 0) & (slope < 0)))
     held = np.ones(x.size, bool)
     held[linear] = False
-    return Step(candidates[best], float(np.linalg.norm(candidates[best][held])), predicted[best])
+    step = np.zeros(x.size)
+    mirrored: Vector | None = None
+    for _ in range(3 * x.size + 1):
+        target = _solve(problem, step, free, held, radius)
+        fraction, hit = _room(step, target, low, high, free)
+        if fraction >= 1.0:
+            step = target
+            slope = problem.a.T @ (problem.a @ step + problem.b)
+            inward = ~free & (((step <= low) & (slope < 0)) | ((step >= high) & (slope > 0)))
+            if np.isfinite(radius) or not inward.any():
+                break
+            free[np.argmax(np.where(inward, np.abs(slope), -1.0))] = True
+            continue
+        mirrored = target if mirrored is None else mirrored
+        step = np.clip(step + fraction * (target - step), low, high)
+        step[hit] = np.where(target[hit] > step[hit], high[hit], low[hit])
+        free = free & ~hit
+    if reflective and mirrored is not None:
+        other = (box.reflect(x + mirrored / scale) - x) * scale
+        step = other if problem.change(other) > problem.change(step) else step
+    return Step(step, float(np.linalg.norm(step[held])), problem.change(step))
+
+
+def _room(
+    step: Vector, target: Vector, low: Vector, high: Vector, free: NDArray[np.bool_]
+) -> tuple[float, NDArray[np.bool_]]:
+    """Return which fraction of the way to the target lies in the box, and whose bounds end it."""
+    way = target - step
+    limit = np.where(way > 0, high, low)
+    ahead = free & (way != 0) & np.isfinite(limit)
+    fractions = np.full(step.size, np.inf)
+    fractions[ahead] = np.maximum((limit[ahead] - step[ahead]) / way[ahead], 0.0)
+    least = float(fractions.min(initial=np.inf))
+    return least, fractions <= least
 
 
 def degenerate(problem: Linear, free: NDArray[np.bool_] | None = None) -> list[int]:
@@ -154,24 +172,25 @@ def degenerate(problem: Linear, free: NDArray[np.bool_] | None = None) -> list[i
     return [int(i) for i in index[(np.abs(null) > 0.05).any(axis=0)]]
 
 
-def _solve(problem: Linear, start: Vector, free: NDArray[np.bool_], linear: NDArray[np.intp], radius: float) -> Vector:
-    """Return the step in the free parameters, from a start at which the others stay."""
-    b = problem.b + problem.a @ start
-    eliminated = np.array([i for i in linear if free[i]], np.intp)
-    held = np.array([i for i in np.flatnonzero(free) if i not in set(eliminated.tolist())], np.intp)
-    step = np.zeros(start.size)
-    a_held, b_held = problem.a[:, held], b
-    if eliminated.size:
-        basis = np.linalg.qr(problem.a[:, eliminated])[0]
-        a_held = a_held - basis @ (basis.T @ a_held)
-        b_held = b - basis @ (basis.T @ b)
-    if held.size:
-        room = max(radius**2 - float(start[held] @ start[held]), 0.0) if np.isfinite(radius) else np.inf
-        step[held] = _within(a_held, b_held, np.sqrt(room), problem.cutoff)
-    if eliminated.size:
-        rest = b + problem.a[:, held] @ step[held]
-        step[eliminated] = -np.linalg.lstsq(problem.a[:, eliminated], rest, rcond=problem.cutoff)[0]
-    return step
+def _solve(problem: Linear, step: Vector, free: NDArray[np.bool_], held: NDArray[np.bool_], radius: float) -> Vector:
+    """Return the best step in the free parameters where the others stay as they are.
+
+    Linear ones (not ``held``) are eliminated by an orthogonal projection: the trust region is one of the others.
+    """
+    inner, outer = np.flatnonzero(free & held), np.flatnonzero(free & ~held)
+    target = np.where(free, 0.0, step)
+    b = problem.b + problem.a @ target
+    a_inner, b_inner = problem.a[:, inner], b
+    if outer.size:
+        basis = np.linalg.qr(problem.a[:, outer])[0]
+        a_inner, b_inner = a_inner - basis @ (basis.T @ a_inner), b - basis @ (basis.T @ b)
+    if inner.size:
+        room = radius**2 - float(np.sum(target[held] ** 2)) if np.isfinite(radius) else np.inf
+        target[inner] = _within(a_inner, b_inner, np.sqrt(max(room, 0.0)), problem.cutoff)
+    if outer.size:
+        rest = b + problem.a[:, inner] @ target[inner]
+        target[outer] = -np.linalg.lstsq(problem.a[:, outer], rest, rcond=problem.cutoff)[0]
+    return target
 
 
 def _within(a: Matrix, b: Vector, radius: float, cutoff: float) -> Vector:
