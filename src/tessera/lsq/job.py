@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc.errors import InputError
 from hpc.job import Job, Stage
-from hpc.store.atomic import write_hdf5, write_json
+from hpc.store.atomic import write_atomically, write_json
 from tessera.lsq.accumulate import ModelObjective, Settings
 from tessera.lsq.chunk_costs import chunk_costs
 from tessera.lsq.errors import DataError, FitInputError, StartError
@@ -25,10 +23,11 @@ from tessera.lsq.model import Groups, Model
 from tessera.lsq.model_file import load_function
 from tessera.lsq.objective import Objective, Sum
 from tessera.lsq.options import HybridStreamingConfig
-from tessera.lsq.output import parameters_record, result_arrays, summary_record
+from tessera.lsq.output import parameters_record, result_arrays, summary_record, write_fit
 from tessera.lsq.quadratic import Vector
-from tessera.lsq.result import HISTORY, Result
-from tessera.lsq.stage import FitStage, Problem
+from tessera.lsq.reduce import serial
+from tessera.lsq.result import Result
+from tessera.lsq.stage import FitStage, Problem, explained
 
 if TYPE_CHECKING:
     from hpc.context import Context
@@ -60,10 +59,11 @@ class LsqJob(Job):
 
     def setup(self, ctx: Context) -> None:
         """Open the data on every rank and try the model on the first chunk."""
-        del ctx
         with explained():
             self._model = self._described()
             self._source = self._open(self._config())
+            x0, _, _ = self._start(self._model)
+            _objective(self._model, self._source, self._settings(ctx), serial()).check(x0)
 
     def stages(self) -> Sequence[Stage]:
         """One fit."""
@@ -106,21 +106,23 @@ class LsqJob(Job):
 
     def _problem(self, ctx: Context) -> Problem:
         assert self._model is not None and self._source is not None  # noqa: S101, PT018 - setup came first
+        o = self.options
+        x0, lower, upper = self._start(self._model)
+        plan = Plan(self._config(), indices(self._model, o.linear))
+        build = partial(_objective, self._model, self._source, self._settings(ctx))
+        return Problem(build, x0, lower, upper, plan, o.absolute_sigma, o.errors == "sandwich", _chunks)
+
+    def _settings(self, ctx: Context) -> Settings:
         o, config = self.options, self._config()
-        settings = Settings(o.loss, o.loss_scale, ctx.threads, config.loop_strategy != "loop", config.precision)
-        with explained():
-            x0, lower, upper = self._start(self._model)
-            plan = Plan(config, indices(self._model, o.linear))
-            build = partial(_objective, self._model, self._source, settings)
-            return Problem(build, x0, lower, upper, plan, o.absolute_sigma, o.errors == "sandwich", _chunks)
+        return Settings(o.loss, o.loss_scale, ctx.threads, config.loop_strategy != "loop", config.precision)
 
     def _write(self, result: Result, extra: Mapping[str, NDArray[Any]], ctx: Context) -> None:
         """Write ``parameters.json``, ``fit.h5`` and the row of a sweep's table."""
         folder = ctx.results_dir
         write_json(folder / "parameters.json", parameters_record(result))
         write_json(folder / "summary.json", summary_record(result))
-        facts = {"status": result.status.name, "history": list(HISTORY), "model": str(self.options.model)}
-        write_hdf5(folder / "fit.h5", result_arrays(result, extra), facts)
+        facts = {"status": result.status.name, "message": result.message, "model": str(self.options.model)}
+        write_atomically(folder / "fit.h5", lambda path: write_fit(path, result_arrays(result, extra), facts))
         assert self._source is not None  # noqa: S101 - setup came first
         for chunk, (points, where) in sorted(self._source.left_out.items()):
             ctx.log.warning("chunk %d: %d points left out, %s is not finite", chunk, points, where)
@@ -133,12 +135,3 @@ def _objective(model: Model, source: Guarded, settings: Settings, add: Sum) -> M
 def _chunks(objective: Objective, x: Vector) -> Mapping[str, NDArray[Any]]:
     assert isinstance(objective, ModelObjective)  # noqa: S101 - made above
     return chunk_costs(objective, x)
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Hand errors about the inputs to the engine as what they are, without a traceback for the user."""
-    try:
-        yield
-    except FitInputError as error:
-        raise InputError(str(error)) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,38 @@ def result_arrays(result: Result, extra: Mapping[str, NDArray[Any]]) -> dict[str
         **{f"history/{name}": result.history[:, k] for k, name in enumerate(HISTORY)},
         **extra,
     }
+
+
+def write_fit(path: Path, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, str]) -> None:
+    """Write ``fit.h5``: arrays in their shapes (a slash in a name is a group), texts as attributes of the file."""
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        file.attrs.update(attributes)
+        for name, array in arrays.items():
+            text = array.dtype.kind == "U"
+            file[name] = array.astype(h5py.string_dtype()) if text else array
+
+
+def read_fit(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a file of `write_fit`.
+
+    Raises
+    ------
+    OSError
+        If there is no such file, or it is damaged.
+    """
+    import h5py
+
+    found: dict[str, NDArray[Any]] = {}
+
+    def note(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            found[name] = np.asarray(item.asstr()[()] if h5py.check_string_dtype(item.dtype) else item[()])
+
+    with h5py.File(path, "r", locking=False) as file:
+        file.visititems(note)
+    return found
 
 
 def summary_record(result: Result) -> dict[str, Any]:

@@ -10,10 +10,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hpc.errors import CorruptFileError
 from hpc.report.view import Figure, RunView, Section, Table
-from hpc.store.atomic import open_hdf5
 from tessera.lsq import plots
+from tessera.lsq.output import read_fit
 from tessera.lsq.result import HISTORY
 
 _STRONG: Final = 0.95
@@ -53,11 +52,8 @@ def read_record(file: Path) -> Mapping[str, Any] | None:
 def read_arrays(file: Path) -> dict[str, NDArray[Any]] | None:
     """Return the arrays of ``fit.h5``; None if it is not there or damaged."""
     try:
-        with open_hdf5(file) as (group, _):
-            found: dict[str, NDArray[Any]] = {}
-            group.visititems(lambda name, item: found.update({name: item[()]}) if hasattr(item, "shape") else None)
-            return found
-    except (OSError, CorruptFileError):
+        return read_fit(file)
+    except OSError:
         return None
 
 
@@ -88,7 +84,7 @@ def convergence_section(arrays: Mapping[str, NDArray[Any]]) -> Section:
 
 def correlation_section(arrays: Mapping[str, NDArray[Any]]) -> Section:
     """Return the correlation matrix, and the pairs that are nearly one."""
-    names = [n.decode() if isinstance(n, bytes) else str(n) for n in arrays["names"]]
+    names = [str(n) for n in arrays["names"]]
     matrix = np.asarray(arrays["correlation"], float)
     pairs = [
         (names[i], names[j], float(matrix[i, j]))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from hpc.errors import InputError
 from hpc.job import Arrays, Loop
 from tessera.lsq import hybrid, multistart
+from tessera.lsq.errors import FitInputError
 from tessera.lsq.hybrid import FitState, Plan
 from tessera.lsq.multistart import Advance, Tournament
 from tessera.lsq.objective import Objective, Sum
@@ -110,7 +112,7 @@ class FitStage(Loop):
         problem, objective = self._problem(ctx)
         passes = self.steps(state)[0]
         began = time.perf_counter()
-        with self._recorded(passes, ctx):
+        with explained(), self._recorded(passes, ctx):
             if "start.clock" in state:
                 return self._play(state, problem, objective, ctx)
             fit = self._fit(state)
@@ -165,7 +167,7 @@ class FitStage(Loop):
 
     def _problem(self, ctx: Context) -> tuple[Problem, Objective]:
         if self._made is None:
-            with self._recorded(_TRACED, ctx):
+            with explained(), self._recorded(_TRACED, ctx):
                 problem = self._prepare(ctx)
                 self._made = problem, problem.build(of_context(ctx))
         return self._made
@@ -198,6 +200,15 @@ class FitStage(Loop):
         folder = ctx.results_dir / "profile" / f"trace-pass-{passes:03d}"
         traced = passes < _TRACED and "jax" in sys.modules
         return recorded(self._tree, folder if traced else None)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Hand errors about the inputs to the engine as what they are, without a traceback for the user."""
+    try:
+        yield
+    except FitInputError as error:
+        raise InputError(str(error)) from error
 
 
 def _advance(problem: Problem, objective: Objective, ctx: Context) -> Advance:
