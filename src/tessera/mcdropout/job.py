@@ -18,7 +18,7 @@ from hpc.store.atomic import write_atomically
 from tessera.mcdropout import manifest, outputs
 from tessera.mcdropout.ambiguity import class_names
 from tessera.mcdropout.experiments import EXPERIMENTS, synthetic, text_tower
-from tessera.mcdropout.experiments.design import Settings, settle
+from tessera.mcdropout.experiments.design import ByRecipe, Settings, settle
 from tessera.mcdropout.options import McDropoutOptions
 from tessera.mcdropout.stages import Subject, TextStage, TrialStage
 
@@ -81,7 +81,7 @@ class McDropoutJob(Job):
                 if self.experiment.classifies and len(self._classes(images)) < 2:
                     msg = f"experiment {self.options.experiment} needs two classes: put images into a folder for each"
                     raise ValueError(msg)
-            self._require_models(settings)
+            self._require_sites(settings, self._require_models(settings))
 
     def setup(self, ctx: Context) -> None:
         """List images and find usable models on one rank, and tell the others."""
@@ -222,6 +222,16 @@ class McDropoutJob(Job):
         if len(problems) == len(settings.models):
             raise ValueError("; ".join(problems.values()) or "job.models is empty; name at least one model")
         return problems
+
+    def _require_sites(self, settings: Settings, problems: dict[str, str]) -> None:
+        """See that the sites to be perturbed are there."""
+        from tessera.mcdropout.workbench import architecture, schedule_of
+
+        usable = replace(settings, models=tuple(m for m in settings.models if m not in problems))
+        found = {model: architecture(self.options, model) for model in usable.models}
+        for arm in self.experiment.arms(usable, lambda _: ()):
+            if isinstance(arm.perturbation, ByRecipe):
+                schedule_of(arm, found[arm.model])
 
 
 def _write_synthetic(options: McDropoutOptions, folder: Path) -> list[str]:

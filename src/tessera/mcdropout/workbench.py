@@ -163,6 +163,9 @@ class Workbench:
         self.device = choose_device(options.device, assigned)
         speed = options.performance
         set_switches(self.device, tf32=speed.tf32, cudnn_benchmark=speed.cudnn_benchmark)
+        if self.device.type == "cpu":
+            # Some of torch's operations round differently with another number of threads; ranks use the cores instead.
+            torch.set_num_threads(1)
         self._models: OrderedDict[str, Loaded] = OrderedDict()
         self._engines: dict[str, EngineKey] = {}
         self._architectures: dict[str, Architecture] = {}

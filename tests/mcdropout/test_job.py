@@ -1,0 +1,306 @@
+"""Every experiment from images to files on small models; cuts, batches and bad inputs."""
+
+import json
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+from mcdropout.serial_run import changed, options_of, picture_folder, serial, tiny_model
+
+from hpc.errors import ConfigError, InputError
+from hpc.options import build
+from tessera.mcdropout.experiments import EXPERIMENTS
+from tessera.mcdropout.job import McDropoutJob
+from tessera.mcdropout.options import McDropoutOptions
+from tessera.mcdropout.reliability import reliability
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return picture_folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("model"), words=True)
+
+
+@pytest.fixture(scope="module")
+def reference(images, model, tmp_path_factory):
+    options = options_of(images, model, trials=2, passes=[4, 8])
+    return options, serial(options, tmp_path_factory.mktemp("reference"))
+
+
+def traces(results, key="tiny", passes=8):
+    with h5py.File(results / "mcdropout.h5") as file:
+        return {name: data[:] for name, data in file[f"arms/{key}/T{passes:04d}"].items()}
+
+
+def same(a, b, rtol):
+    assert set(a) == set(b)
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], rtol=rtol, atol=1e-12, err_msg=name)
+
+
+SMALL = {
+    "exp0": {"passes": [4, 8], "trials": 2},
+    "exp0b": {"passes": 6, "trials": 2},
+    "exp1": {"passes": 4, "trials": 2, "exp1": {"p_values": [0.01, 0.1]}},
+    "exp2": {"passes": 4, "trials": 2, "exp2": {"num_natural": 3, "num_each_synth": 2, "image_size": 40}},
+    "exp3": {"passes": 4, "trials": 2},
+    "exp4": {"passes": 4, "trials": 2},
+    "exp4_full": {"passes": 4, "trials": 2},
+    "exp5": {"passes": 4},
+    "exp5_full": {"passes": 4},
+    "exp6": {"passes": [4, 8, 16], "trials": 2},
+    "module_scan": {
+        "passes": 4,
+        "num_images": 5,
+        "trials": 2,
+        "module_scan": {
+            "ptypes": ["dropout"],
+            "magnitudes": [0.05],
+            "combo_top_k": 2,
+            "combo_max_modules": 2,
+            "combo_trials": 2,
+            "combo_passes": 4,
+            "combo_num_images": 4,
+        },
+    },
+    "groupwise": {"passes": 4, "trials": 2, "groupwise": {"num_candidates": 2, "num_groups": 2}},
+    "text": {"passes": 4, "trials": 2, "text": {"num_prompts": 12}},
+}
+MAIN = {
+    "exp0": "tiny/exp0_trials_T8.npz",
+    "exp0b": "exp0b_geometry_trials.npz",
+    "exp1": "tiny/exp1_rank_p_trials.npz",
+    "exp2": "tiny/exp2_uncertainty_by_category.npz",
+    "exp3": "tiny/exp3_type_C_trials.npz",
+    "exp4": "exp4_subset_tiny_trials.npz",
+    "exp4_full": "tiny/exp4_full_trials.npz",
+    "exp5": "exp5_subset_tiny.npz",
+    "exp5_full": "tiny/exp5_full_outputs.npz",
+    "exp6": "tiny/exp6_convergence_T16.npz",
+    "module_scan": "tiny/combination_results.json",
+    "groupwise": "tiny/exp11_outputs.npz",
+    "text": "tiny/exp10_outputs.npz",
+}
+
+
+@pytest.mark.parametrize("experiment", SMALL)
+def test_every_experiment_runs_from_images_to_files(experiment, images, model, tmp_path):
+    results = serial(options_of(images, model, experiment=experiment, **SMALL[experiment]), tmp_path)
+    assert (results / MAIN[experiment]).is_file()
+    assert json.loads((results / "summary.json").read_text())["decision"]
+    if MAIN[experiment].endswith(".npz"):
+        with np.load(results / MAIN[experiment], allow_pickle=False) as arrays:
+            for name, values in arrays.items():
+                if values.dtype.kind == "f" and name != "prompt_sensitivity":
+                    assert np.isfinite(values).all(), name
+                    assert values.any(), name
+
+
+def test_the_numbers_of_a_run_belong_together(reference):
+    _, results = reference
+    found = traces(results)
+    np.testing.assert_allclose(found["trace_pre_unbiased"], found["trace_pre"] * 8 / 7, rtol=1e-12)
+    np.testing.assert_allclose(found["trace_post_unbiased"], found["trace_post"] * 8 / 7, rtol=1e-12)
+    with np.load(results / "tiny/exp0_trials_T8.npz") as arrays:
+        np.testing.assert_array_equal(arrays["trial_pre"], found["trace_pre"])
+        assert arrays["paths"].shape == (12,)
+    summary = json.loads((results / "tiny/exp0_summary.json").read_text())
+    assert summary["results"]["T=8"]["pre_norm"] == pytest.approx(reliability(found["trace_pre"]).record())
+    assert np.unique(found["trace_pre"]).size == found["trace_pre"].size
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"image_block": 5}, {"pass_block": 3}, {"image_block": 4, "pass_block": 2}],
+)
+def test_results_do_not_depend_on_how_the_work_is_cut(reference, change, tmp_path):
+    options, results = reference
+    other = serial(changed(options, "performance", **change), tmp_path)
+    # The micro-batch has one shape throughout: features are the same bits, only sums of passes may round otherwise.
+    same(traces(results), traces(other), 0 if "pass_block" not in change else 1e-9)
+    same(traces(results, passes=4), traces(other, passes=4), 0 if "pass_block" not in change else 1e-9)
+
+
+@pytest.mark.parametrize("batch", [1, 8, 32])
+def test_results_do_not_depend_on_the_batch(reference, batch, tmp_path):
+    options, results = reference
+    other = serial(changed(options, "performance", batch_size=batch), tmp_path)
+    same(traces(results), traces(other), 1e-5)
+
+
+def test_nested_passes_are_those_of_a_shorter_run(reference, images, model, tmp_path):
+    _, results = reference
+    short = serial(options_of(images, model, trials=2, passes=4), tmp_path)
+    nested, alone = traces(results, passes=4), traces(short, passes=4)
+    same(nested, {name: alone[name] for name in nested}, 0)
+
+
+def test_features_on_request_give_the_traces(reference, tmp_path):
+    options, _ = reference
+    other = serial(changed(options, "outputs", features=True, geometry=True), tmp_path)
+    found = traces(other)
+    with h5py.File(other / "features.h5") as file:
+        features = np.stack([file[f"tiny/trial{k:03d}"][:] for k in range(2)]).astype(np.float64)
+        assert file["tiny/trial001"].attrs["seed"] == 43
+    assert features.shape == (2, 8, 12, 16)
+    np.testing.assert_allclose(features.var(axis=1).mean(axis=2), found["trace_pre"], rtol=1e-6)
+    weights = features[0].mean(axis=0).var(axis=0, ddof=1)
+    weighted = (features[0].var(axis=0, ddof=1) * weights / weights.sum()).sum(axis=1)
+    np.testing.assert_allclose(found["weighted_trace_pre"][0], weighted, rtol=1e-6)
+    eigenvalues = found["eigs_pre"].sum(axis=2) / 16
+    np.testing.assert_allclose(eigenvalues, found["trace_pre_unbiased"], rtol=1e-6)
+
+
+def test_the_site_table_and_the_provenance_are_stored(reference):
+    _, results = reference
+    with h5py.File(results / "mcdropout.h5") as file:
+        ids = [name.decode() for name in file["sites/tiny/id"][:]]
+        facts = {name: json.loads(value) for name, value in file.attrs.items()}
+    assert len(ids) == 3 * 6
+    assert "blocks.02.mlp.fc2" in ids
+    assert facts["models"]["tiny"]["init"] == "random"
+    assert "RANDOM WEIGHTS" in facts["models"]["tiny"]["remarks"][0]
+    assert facts["models"]["tiny"]["preprocess"]["size"] == 32
+    assert (facts["rng"], facts["masks"], facts["form"]) == ("philox", "per_image", "sparse")
+
+
+def test_shared_masks_are_recorded_and_make_trials_agree(images, model, tmp_path):
+    options = options_of(images, model, trials=4, passes=16, perturbation={"masks": "shared"})
+    shared = serial(options, tmp_path / "shared")
+    own = serial(changed(options, "perturbation", masks="per_image"), tmp_path / "own")
+    rho = [reliability(traces(r, passes=16)["trace_pre"]).pairwise_spearman_median for r in (shared, own)]
+    assert rho[0] > rho[1] + 0.1
+    with h5py.File(shared / "mcdropout.h5") as file:
+        assert json.loads(file.attrs["masks"]) == "shared"
+
+
+def test_one_trial_is_reported_as_insufficient(images, model, tmp_path):
+    results = serial(options_of(images, model, trials=1, passes=4), tmp_path)
+    summary = json.loads((results / "summary.json").read_text())
+    assert summary["tiny.status"] == "insufficient_trials"
+    assert summary["tiny.icc"] is None
+
+
+def test_unreadable_images_are_left_out_and_listed(images, model, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(images, folder)
+    victims = sorted(folder.rglob("*.png"))[2:4]
+    victims[0].write_bytes(b"not an image")
+    victims[1].write_bytes(victims[1].read_bytes()[:60])
+    options = options_of(folder, model, trials=2, passes=4)
+    results = serial(options, tmp_path / "run")
+    assert set(json.loads((results / "bad_images.json").read_text())) == {str(v) for v in victims}
+    whole = serial(options_of(images, model, trials=2, passes=4), tmp_path / "whole")
+    kept = np.delete(traces(whole, passes=4)["trace_pre"], [2, 3], axis=1)
+    np.testing.assert_allclose(traces(results, passes=4)["trace_pre"], kept, rtol=1e-6)
+    with pytest.raises(InputError, match=victims[0].name):
+        serial(changed(options, "pixels", on_bad="refuse"), tmp_path / "refused")
+
+
+def test_pixels_are_shared_between_runs_and_fall_back_to_memory(images, model, tmp_path, monkeypatch):
+    options = changed(options_of(images, model, trials=2, passes=4), "pixels", cache=tmp_path / "cache")
+    first = serial(options, tmp_path / "a")
+    (cache,) = (tmp_path / "cache").iterdir()
+    made = cache.stat().st_mtime_ns
+    again = serial(options, tmp_path / "b")
+    assert cache.stat().st_mtime_ns == made
+    from tessera.mcdropout import pixels
+
+    monkeypatch.setattr(pixels, "free_bytes", lambda folder: 10)
+    elsewhere = changed(options, "pixels", cache=tmp_path / "full")
+    without_disk = serial(elsewhere, tmp_path / "c")
+    assert not (tmp_path / "full").exists()
+    for other in (again, without_disk):
+        same(traces(first, passes=4), traces(other, passes=4), 0)
+    with pytest.raises(InputError, match="GB"):
+        serial(changed(elsewhere, "pixels", store="disk"), tmp_path / "d")
+
+
+def test_a_changed_data_dir_does_not_change_a_run_that_has_begun(images, model, tmp_path):
+    options = options_of(images, model, trials=2, passes=4, num_images=6)
+    results = serial(options, tmp_path)
+    before = traces(results, passes=4)
+    (results / "mcdropout.h5").unlink()
+    same(before, traces(serial(options, tmp_path), passes=4), 0)
+    listed = json.loads((results / "phase1_exp0_manifest.json").read_text())
+    assert listed["num_images"] == len(listed["paths"]) == 6
+    folder = tmp_path / "own"
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps({"paths": listed["paths"][:4]}))
+    own = serial(options_of(images, model, trials=2, passes=4, manifest=str(manifest)), folder)
+    assert traces(own, passes=4)["trace_pre"].shape == (2, 4)
+
+
+def test_models_that_cannot_be_used_are_skipped_on_request(images, model, tmp_path):
+    weights = {"init": "random", "weights": {"tiny": str(model), "gone": str(tmp_path / "nowhere")}}
+    given = {"data_dir": str(images), "models": ["gone", "tiny"], "passes": 4, "trials": 2, "device": "cpu"}
+    refused = build(McDropoutOptions, {**given, "model": weights})
+    with pytest.raises(InputError, match="nowhere"):
+        McDropoutJob(refused).check()
+    results = serial(build(McDropoutOptions, {**given, "model": {**weights, "on_bad": "skip"}}), tmp_path / "run")
+    overall = json.loads((results / "exp0_overall_summary.json").read_text())
+    assert list(overall["results"]) == ["tiny"]
+    assert "nowhere" in overall["skipped"]["gone"]
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"data_dir": "/nowhere/at/all"}, "not a folder"),
+        ({"models": ["clip_b33"]}, "clip_b32"),
+        ({"models": []}, "name at least one model"),
+        ({"passes": [16, 4]}, "rise"),
+        ({"num_images": 1}, "at least two"),
+        ({"manifest": "/nowhere.json"}, "nowhere.json"),
+        ({"model": None}, "no key and has no folder"),
+        ({"perturbation": {"select": "sites", "sites": ["blocks.07.mlp.fc2"]}}, r"blocks\.0\d\.mlp\.fc2"),
+        ({"experiment": "text", "text": {"prompt_file": "/nowhere.txt"}}, "nowhere.txt"),
+        ({"experiment": "exp5", "ambiguity": {"class_map": "/nowhere.json"}}, "nowhere.json"),
+    ],
+)
+def test_bad_input_is_named_before_anything_starts(images, model, values, word):
+    with pytest.raises(InputError, match=word):
+        McDropoutJob(options_of(images, **{"model": model, **values})).check()
+
+
+def test_a_gpu_that_is_not_there_is_said(images, model, tmp_path):
+    with pytest.raises(InputError, match="cuda"):
+        serial(options_of(images, model, device="cuda"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"passes": 1}, "passes"),
+        ({"passes": [1, 4]}, "passes"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"dropout": -0.1}, "dropout"),
+        ({"trials": 0}, "trials"),
+        ({"exp1": {"p_values": [0.1, 1.5]}}, "p_values"),
+        ({"experiment": "exp9"}, "experiment"),
+        ({"perturbation": {"select": "sites"}}, "sites"),
+        ({"ambiguity": {"templates": "a photo"}}, "templates"),
+        ({"groupwise": {"min_p": 0.2, "max_p": 0.1}}, "min_p"),
+    ],
+)
+def test_options_out_of_range_are_named(values, word):
+    with pytest.raises(ConfigError, match=word):
+        build(McDropoutOptions, {"data_dir": "images", **values})
+
+
+def test_the_documented_defaults_are_the_options(request):
+    import yaml
+
+    from hpc.load import job_options
+
+    path = request.config.rootpath / "conf" / "job" / "mcdropout.yaml"
+    section = yaml.safe_load(path.read_text())
+    named = {**job_options(section), "data_dir": "images"}
+    named["model"] = {**named["model"], "weights": {k: v for k, v in named["model"]["weights"].items() if v}}
+    assert build(McDropoutOptions, named) == build(McDropoutOptions, {"data_dir": "images"})
+    assert set(SMALL) == set(EXPERIMENTS)
