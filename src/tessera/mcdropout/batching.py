@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tessera.mcdropout.device import free_bytes
 from tessera.mcdropout.errors import DeviceError
@@ -83,3 +86,22 @@ def automatic_size(sites: Sequence[Site], device: torch.device) -> int:
 def padded(rows: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     """Repeat the last row until there are `size`."""
     return np.concatenate([rows, np.full(size - len(rows), rows[-1])]) if len(rows) < size else rows
+
+
+def in_threads(
+    compute: Callable[[NDArray[np.int64]], Tensor], parts: Sequence[NDArray[np.int64]], threads: int
+) -> Iterator[Tensor]:
+    """Compute parts on some threads at once, a few ahead of what is consumed; yield the results in order."""
+
+    def one(part: NDArray[np.int64]) -> Tensor:
+        with torch.inference_mode():  # a setting of each thread
+            return compute(part)
+
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[Future[Tensor]] = deque()
+        for part in parts:
+            ahead.append(pool.submit(one, part))
+            if len(ahead) >= 2 * threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tessera.mcdropout.batching import MicroBatch, automatic_size, padded
+from tessera.mcdropout.batching import MicroBatch, automatic_size, in_threads, padded
 from tessera.mcdropout.blocks import Entry
 from tessera.mcdropout.device import Precision, compiles, half_precision, mask_form, send, sums_on
 from tessera.mcdropout.encoder import encoder_of
@@ -58,6 +58,9 @@ class EngineSettings:
         Compile the perturbed part and, on CUDA, replay it as a graph. ``auto``: on CUDA.
     packed
         On CPU in float32, keep a second copy of the weights as oneDNN wants them, for speed.
+    threads
+        Micro-batches computed at once on CPU. Let torch itself use one thread (`torch.set_num_threads`): some of its
+        operations change their last bits with its number of threads, and these do not.
     cache_bytes
         How much of the deterministic parts is kept.
     """
@@ -70,6 +73,7 @@ class EngineSettings:
     sums: Literal["float64", "float32"] = "float64"
     compile: bool | Literal["auto"] = "auto"
     packed: bool = True
+    threads: int = 1
     cache_bytes: int = 1 << 30
 
 
@@ -271,21 +275,35 @@ class TrialEngine:
         if self._exact_stream:
             self._begin_stream(passes, len(rows) == len(images), seed)
         numbers, flat = np.repeat(np.asarray(passes, np.int64), len(rows)), np.tile(rows, len(passes))
+
+        def compute(part: Rows) -> Tensor:
+            filled = self._filled(part)
+            pairs = Pairs(seed, trial, numbers[filled], images[flat[filled]], self.settings.shared_masks)
+            return self._features(prepared, flat[filled], pairs)
+
+        for part, found in self._computed(compute, len(flat), len(rows)):
+            for number in range(numbers[part[0]], numbers[part[-1]] + 1):
+                of_pass = np.flatnonzero(numbers[part] == number)
+                yield number, flat[part[of_pass]], found[of_pass[0] : of_pass[-1] + 1]
+
+    def _computed(self, compute: Callable[[Rows], Tensor], total: int, of_pass: int) -> Iterator[tuple[Rows, Tensor]]:
+        """Cut `total` pairs into micro-batches and yield the features of each, in order."""
+        if self.settings.threads > 1 and self.device.type == "cpu" and not self._exact_stream:
+            parts = [np.arange(i, min(i + self.batch.size, total)) for i in range(0, total, self.batch.size)]
+            yield from zip(parts, in_threads(compute, parts, self.settings.threads), strict=True)
+            return
         start = 0
-        while start < len(flat):
-            stop = min(start + self.batch.size, len(flat))
-            if self._exact_stream:
-                stop = min(stop, (start // len(rows) + 1) * len(rows))
-            part = self._filled(np.arange(start, stop))
-            pairs = Pairs(seed, trial, numbers[part], images[flat[part]], self.settings.shared_masks)
+        while start < total:
+            stop = min(start + self.batch.size, total)
+            if self._exact_stream:  # the original's batches end with a pass
+                stop = min(stop, (start // of_pass + 1) * of_pass)
+            part = np.arange(start, stop)
             try:
-                found = self._features(prepared, flat[part], pairs)
+                found = compute(part)
             except torch.OutOfMemoryError as error:
                 self._shrink(error)
                 continue
-            for number in range(numbers[start], numbers[stop - 1] + 1):
-                of_pass = np.flatnonzero(numbers[start:stop] == number)
-                yield number, flat[start + of_pass], found[of_pass[0] : of_pass[-1] + 1]
+            yield part, found
             start = stop
 
     def _begin_stream(self, passes: range, whole: bool, seed: int) -> None:
