@@ -58,7 +58,7 @@ CATALOGUE = (
 
 @dataclass
 class Crew:
-    """Two harnesses at work side by side on one list of faults.
+    """Some harnesses at work side by side on one list of faults.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def fast_folder() -> Path | None:
 
 
 def ci_jobs(seed: int) -> Iterator[Job]:
-    """Yield the faults of CI, the longest first, so that both harnesses end together."""
+    """Yield the faults of CI, the longest first, so that all harnesses end together."""
     for entry in reversed(CATALOGUE):
         if usable(entry):
             for n in range(entry.times):

@@ -145,7 +145,7 @@ def two_at_once(harness: Harness, rng: np.random.Generator) -> Struck:
 def directory_gone(harness: Harness, rng: np.random.Generator) -> Struck:
     """Rename or remove the run directory under a working run; put it back, or begin again."""
     scenario = harness.scenario("slow", **SLOW)
-    path = harness.prepare(scenario.config)
+    path = harness.prepare({**scenario.config, "checkpoint": {**scenario.config["checkpoint"], "deadline": 2.0}})
     process = start_ranks(path, 2)
     rank_pids(path)
     time.sleep(float(rng.uniform(0, 0.5)))
