@@ -146,7 +146,8 @@ def hugging_face_architecture(config: Mapping[str, Any], preprocessor: Mapping[s
     words = None if text is None else _hf_text(text, joint if clip else tower.width, source, clip=clip)
     preprocess = from_hugging_face(preprocessor, source)
     _require_size(preprocess, tower, source)
-    pad = 49407 if clip else int((text or {}).get("pad_token_id") or 0)
+    # What follows CLIP's end token is never seen; SigLIP has no mask, and its padding is.
+    pad = int((text or {}).get("eos_token_id" if clip else "pad_token_id") or 0)
     return Architecture(tower, words, preprocess, "none" if clip else "lower", pad, source)
 
 

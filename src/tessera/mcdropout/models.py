@@ -185,7 +185,7 @@ def load_model(
         msg = f"{architecture.source} describes no text encoder; take a folder with the whole model"
         raise WeightsError(msg)
     files = None if init == "random" or folder is None else find_weights(folder)
-    with torch.device("cpu" if files is None else "meta"):
+    with torch.device("meta"):
         tower = VisionTower(architecture.vision)
         words = TextTower(architecture.text) if text and architecture.text is not None else None
     scale, bias = (_random(tower, words, seed), 0.0) if files is None else _fill(tower, words, files)

@@ -305,17 +305,18 @@ def rotary_table(config: TowerConfig) -> Tensor:
 
 
 def initialise(tower: nn.Module, seed: int) -> None:
-    """Fill a tower with random weights, the same for a seed on every machine.
+    """Fill a tower, which may lie on the meta device, with random weights that depend on the seed alone.
 
     Matrices are normal with variance 1 / inputs, so that the activations of all blocks have about the same size;
     biases and embeddings are normal with standard deviation 0.02, norms are the identity.
     """
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in tower.named_parameters():
-            if "norm" in name:
-                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
-            else:
-                matrix = parameter.ndim in (2, 4) and "embed" not in name
-                std = parameter[0].numel() ** -0.5 if matrix else 0.02
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+    values = {}
+    for name, parameter in tower.named_parameters():
+        if "norm" in name:
+            values[name] = torch.full(parameter.shape, 1.0 if name.endswith("weight") else 0.0)
+        else:
+            matrix = parameter.ndim in (2, 4) and "embed" not in name
+            std = parameter.shape[1:].numel() ** -0.5 if matrix else 0.02
+            values[name] = torch.randn(parameter.shape, generator=generator).mul_(std)
+    tower.load_state_dict(values, assign=True)
