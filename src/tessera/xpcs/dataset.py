@@ -94,6 +94,10 @@ class ArrayC2:
         lower = self._c2[angle, first:, first:end].T
         return np.asarray(0.5 * (upper + lower))
 
+    def halves(self, first: int, end: int, left: int, right: int) -> tuple[Matrix, Matrix]:
+        """Return a block of rows and columns of all angles, and its mirror image, each (n_phi, rows, columns)."""
+        return self._c2[:, first:end, left:right], self._c2[:, left:right, first:end].transpose(0, 2, 1)
+
 
 @dataclass(frozen=True)
 class Dataset:

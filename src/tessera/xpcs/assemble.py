@@ -1,0 +1,147 @@
+"""From sums per angle to cost, gradient and Gauss-Newton matrix, with contrast and offset at their optimum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from tessera.lsq.quadratic import Quadratic, Vector
+from tessera.xpcs.physics import Floats
+from tessera.xpcs.scaling import Scaling
+
+_SYMMETRIC: Final = 1e-6
+"""Share of the variance that may be in the difference of the halves of C₂ if it is to count as symmetric."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How the functions that the kernel sums belong to the parameters.
+
+    Attributes
+    ----------
+    scaling
+        Of contrast and offset.
+    free
+        Which physical parameters are fitted.
+    precision
+        1/σ² of each angle, shape (n_phi,).
+    turning
+        d ln cos(phi0 - phi)/d phi0 of each angle, 1/deg; None without flow.
+    """
+
+    scaling: Scaling
+    free: np.ndarray[tuple[int, ...], np.dtype[np.intp]]
+    precision: Floats
+    turning: Floats | None
+
+
+@dataclass(frozen=True)
+class PerAngle:
+    """How well each angle is fitted: Σ (r/σ)², number of points, contrast, offset; each of shape (n_phi,)."""
+
+    chi2: Floats
+    count: Floats
+    contrast: Floats
+    offset: Floats
+
+
+@dataclass(frozen=True)
+class _Optimum:
+    """Normal equations of contrast and offset - 1, their solution, and the cost there."""
+
+    scale: Floats  # weight of an angle
+    twice: float
+    coefficients: Floats
+    contrast: Floats
+    offset: Floats  # minus 1
+    normal: Floats  # of (offset, contrast)
+    chi2: Floats
+
+
+def _optimum(sums: dict[str, Floats], shape: Shape) -> _Optimum:
+    weight, y, yy, _, _, unlike = sums["fixed"].T
+    twice = _halves(sums["fixed"])
+    g, gg, gy = sums["plain"][:, 0], sums["gram"][:, 0, 0], sums["data"][:, 0]
+    scale = twice * shape.precision
+    normal = np.stack([np.stack([gg, g], 1), np.stack([g, weight], 1)], 1)
+    right = np.stack([gy + g, y + weight], 1)
+    coefficients = shape.scaling.optimum(normal * scale[:, None, None], right * scale[:, None])
+    contrast, offset = shape.scaling.at(coefficients).T
+    o = offset - 1.0
+    chi2 = yy - 2 * (o * y + contrast * gy) + o * o * weight + 2 * o * contrast * g + contrast**2 * gg
+    chi2 = scale * (chi2 + (unlike if twice > 1 else 0.0))
+    return _Optimum(scale, twice, coefficients, contrast, o, normal, chi2)
+
+
+def _halves(fixed: Floats) -> float:
+    """Return how many independent measurements the halves of C₂ are: one if it is symmetric, else two."""
+    weight, y, yy, _, _, unlike = fixed.sum(0)
+    return 2.0 if unlike > _SYMMETRIC * (yy - y * y / max(weight, 1e-300)) else 1.0
+
+
+def noise_cost(fixed: Floats, variances: Floats, precision: Floats) -> float:
+    """Return the cost of noise of given variances, shape (n_phi,), in the mean of both halves of C₂."""
+    twice = _halves(fixed)
+    unlike = fixed[:, 5] if twice > 1 else 0.0
+    return 0.5 * float(twice * precision @ (fixed[:, 0] * variances + unlike))
+
+
+def per_angle(sums: dict[str, Floats], shape: Shape) -> PerAngle:
+    """Return the fit of each angle."""
+    best = _optimum(sums, shape)
+    return PerAngle(best.chi2, best.twice * sums["fixed"][:, 3], best.contrast, best.offset + 1.0)
+
+
+def assemble(sums: dict[str, Floats], x: Vector, shape: Shape) -> Quadratic:
+    """Return the local model at ``x``, of which contrast and offset are replaced by their optimum.
+
+    Parameters
+    ----------
+    sums
+        ``gram`` (n_phi, k, k), ``plain`` and ``data`` (n_phi, k) of the kernel and ``fixed`` (n_phi, 6) of the strips.
+    x
+        Parameters, shape (p,).
+    shape
+        What they mean.
+    """
+    best = _optimum(sums, shape)
+    weight, y, yy, count, rejected, _ = sums["fixed"].T
+    into = _columns(best, shape, sums["plain"].shape[1])
+    ones = np.concatenate([weight[:, None], sums["plain"]], 1)
+    gram = np.empty((*ones.shape, ones.shape[1]))
+    gram[:, 0] = gram[:, :, 0] = ones
+    gram[:, 1:, 1:] = sums["gram"]
+    gram *= best.scale[:, None, None]
+    data = best.scale[:, None] * np.concatenate([y[:, None], sums["data"]], 1)
+    slope = best.offset[:, None] * gram[:, 0] + best.contrast[:, None] * gram[:, 1] - data
+    out = x.copy()
+    out[len(shape.free) :] = best.coefficients
+    mean = (best.scale @ y) / max(float(best.scale @ weight), 1e-300)
+    power = best.offset**2 * weight + 2 * best.offset * best.contrast * ones[:, 1]
+    power = power + best.contrast**2 * sums["gram"][:, 0, 0]
+    return Quadratic(
+        x=out,
+        cost=0.5 * float(best.chi2.sum()),
+        gradient=np.einsum("apk,ak->p", into, slope),
+        hessian=np.einsum("apk,akl,aql->pq", into, gram, into, optimize=True),
+        count=int(best.twice * count.sum()),
+        rejected=int(best.twice * rejected.sum()),
+        power=float(best.scale @ power),
+        spread=float(best.scale @ yy - mean * (best.scale @ y)),
+    )
+
+
+def _columns(best: _Optimum, shape: Shape, functions: int) -> Floats:
+    """Return the derivatives of the model as sums of 1 and the kernel's functions; shape (n_phi, p, k+1)."""
+    n_phi, m = shape.scaling.basis.shape
+    into = np.zeros((n_phi, len(shape.free) + 2 * m, functions + 1))
+    for row, parameter in enumerate(shape.free):
+        into[:, row, 2 + parameter] = best.contrast
+        if shape.turning is not None and parameter == functions - 2:
+            into[:, row, 2 + parameter] *= shape.turning
+    first = len(shape.free)
+    into[:, first : first + m, 1] = shape.scaling.basis
+    into[:, first + m :, 0] = shape.scaling.basis
+    return into

@@ -1,0 +1,247 @@
+"""One pass of the laminar-flow fit over tiles of pairs of times; no exponential, sine or division per pair and angle.
+
+For i < j, with Δ = A_j - A_i the phase and c = cos(phi0 - phi), g₁² = K sinc⁴(cΔ) and K = exp(-(decay_j - decay_i)):
+
+* K^¼ sin(cΔ)/c and K^¼ cos(cΔ) are matrices of rank two, made of vectors over the time grid by a matrix product;
+* 1/Δ is the same for all angles, so T = K^¼ sinc(cΔ) costs one multiplication, and g = T⁴;
+* dg/dp = g (u_j - u_i) for diffusion parameters and H (u_j - u_i), H = 4T³ (K^¼ cos(cΔ) - T)/Δ, for those of the shear.
+
+So Jᵀ J, Jᵀ y and the rest follow from the matrices g, H, gy, Hy, g², gH, H²: from their row and column sums and the
+products u'Mv with the few vectors u: Σ M (u_j-u_i)(v_j-v_i) = Σ_j colsum uv + Σ_i rowsum uv - u'Mv - v'Mu.
+
+Against the direct form (`tessera.xpcs.physics.g1_squared`) these are left out: the floor of g₁ at 1e-10 (changes g by
+1e-20); the smoothing 1e-12 of the diffusion integral (changes an exponent by less than q²dt/2 · 1e-6); that of the
+shear integral where Δ is above 3 rad (changes g by less than c² ε, ε = (q L dt/2π)² 1e-12, and far less where cΔ is above
+one) or ε below 1e-10; below 3 rad it is kept in g, to first order, but not in dg/dp, where it matters by 1e-12/γ̇².
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from tessera.xpcs.physics import Floats
+from tessera.xpcs.tiles import COLUMNS, ROWS, Filled, Tile, upper
+from tessera.xpcs.transport import Diffusion, Shear
+
+BASIS: Final = 8
+"""Functions whose Gram matrix a pass yields: g, g du for three diffusion parameters, H du for four of the shear."""
+
+GROUP: Final = ROWS * COLUMNS
+"""Elements of one array of a group of angles: nine such arrays make up the working set."""
+
+_FLAT: Final = 2e-3
+"""rad: with all phases below it, cos x - sinc x is the first two terms of its series, which are exact to 1e-15."""
+
+_NEAR: Final = 3.0
+"""rad: pairs with a larger phase hardly feel the smoothing."""
+
+_UNSEEN: Final = 1e-10
+"""rad²: g does not feel a smoothing below it."""
+
+_COINCIDENT: Final = 1e-3
+"""rad: below it sinc x is 1 - x²/6 + x⁴/120 to rounding, and the difference form would lose digits."""
+
+# Rows of the table of vectors: three slopes of the decay, one, four slopes of the phase.
+_DECAY, _ONE, _PHASE = slice(0, 3), 3, slice(4, 8)
+
+
+class Scratch:
+    """The arrays one thread works in."""
+
+    def __init__(self, n_phi: int, n_t: int) -> None:
+        size = max(GROUP, ROWS * COLUMNS)
+        self.pair = np.empty(2 * size)
+        self.products = np.empty(7 * size)
+        self.moments = np.empty(7 * n_phi * ROWS * BASIS)
+        self.columns = np.empty((3, n_phi, n_t))
+
+
+class FlowPass:
+    """What a pass needs at given parameters, and the sums over a chunk of tiles.
+
+    Parameters
+    ----------
+    diffusion, shear
+        The integrals over the time grid, or at nodes that stand for it.
+    share
+        How many times a node stands for, shape (number of nodes,); None on the grid itself.
+    """
+
+    def __init__(self, diffusion: Diffusion, shear: Shear, share: Floats | None = None) -> None:
+        self.diffusion, self.shear, self.share = diffusion, shear, share
+        across = shear.across[:, None]
+        turn = across * shear.phase
+        sine, cosine = np.sin(turn), np.cos(turn)
+        # sin(x_j - x_i)/c = (sin x_j/c) cos x_i - cos x_j (sin x_i/c), and the like for cos(x_j - x_i).
+        self.before = np.stack([np.stack([cosine, -sine / across], axis=2), np.stack([cosine, sine], axis=2)])
+        self.after = np.stack([np.stack([sine / across, cosine], axis=1), np.stack([cosine, sine], axis=1)])
+        self.flat = np.abs(shear.across) * shear.phase[-1] < _FLAT
+        slopes = np.concatenate([diffusion.slopes, np.zeros_like(shear.phase)[None], 4 * shear.slopes])
+        # Sums of differences lose fewer digits if the vectors are about zero.
+        self.table = slopes - slopes.mean(1, keepdims=True)
+        self.table[_ONE] = 1.0
+
+    def sums(self, strips: Sequence[Sequence[Filled]], scratch: Scratch) -> dict[str, Floats]:
+        """Return Gram matrix, sums and products with the data of the `BASIS` functions over some strips.
+
+        Returns
+        -------
+        dict
+            ``gram`` (n_phi, 8, 8), ``plain`` (n_phi, 8), ``data`` (n_phi, 8).
+        """
+        n_phi = scratch.columns.shape[1]
+        crossed, squares = np.zeros((7, n_phi, BASIS, BASIS)), np.zeros((3, n_phi, BASIS, BASIS))
+        scratch.columns[:] = 0.0
+        for tiles in strips:
+            moments = self._moments(tiles, scratch)
+            rows = slice(tiles[0].tile.first, tiles[0].tile.end)
+            left = self.table[:, rows]
+            shared = left if self.share is None else left * self.share[rows]
+            crossed[:2] += left @ moments[:2]
+            crossed[2:] += shared @ moments[2:]
+            squares += (moments[4:, :, :, _ONE][:, :, None] * shared) @ left.T
+        first = min(tiles[0].tile.first for tiles in strips)
+        right = self.table[:, first:]
+        shared = right if self.share is None else right * self.share[first:]
+        squares += (scratch.columns[:, :, None, first : len(self.table[0])] * shared) @ right.T
+        return _combine(crossed, squares)
+
+    def _moments(self, strip: Sequence[Filled], scratch: Scratch) -> Floats:
+        """Sum the matrices times the vectors over the columns of a strip; shape (7, n_phi, rows, 8)."""
+        total: Floats | None = None
+        for filled in strip:
+            tile, n_phi = filled.tile, len(filled.y)
+            shape = filled.y.shape[1:]
+            shared = _Shared(self, tile)
+            right = np.ascontiguousarray(self.table[:, tile.left : tile.right].T)
+            step = max(1, GROUP // (shape[0] * shape[1]))
+            part = np.empty((7, n_phi, shape[0], BASIS))
+            for low in range(0, n_phi, step):
+                angles = slice(low, min(low + step, n_phi))
+                group = (angles.stop - low, *shape)
+                size = group[0] * shape[0] * shape[1]
+                pair = scratch.pair[: 2 * size].reshape(2, *group)
+                products = scratch.products[: 7 * size].reshape(7, *group)
+                shared.values(angles, pair, products)
+                weight = None if filled.weight is None else filled.weight[angles]
+                _multiply(products, filled.y[angles], weight, pair)
+                self._contract(products, right, tile, part[:, angles], scratch.columns[:, angles])
+            total = part if total is None else total + part
+        if total is None:
+            msg = "a strip has at least one tile"
+            raise ValueError(msg)
+        return total
+
+    def _contract(self, products: Floats, right: Floats, tile: Tile, part: Floats, columns: Floats) -> None:
+        """Multiply the matrices by the vectors over the columns, and sum the columns of the squares."""
+        shape = products.shape[1:]
+
+        # One tall product: many small ones would spend their time on being called.
+        def times(matrices: Floats, vectors: Floats) -> Floats:
+            return (matrices.reshape(-1, shape[2]) @ vectors).reshape(-1, *shape[:2], BASIS)
+
+        ones = np.ones(shape[1])
+        if self.share is None:
+            part[:] = times(products, right)
+        else:
+            part[:2] = times(products[:2], right)
+            part[2:] = times(products[2:], right * self.share[tile.left : tile.right, None])
+            ones = self.share[tile.first : tile.end]
+        columns[..., tile.left : tile.right] += ones @ products[4:]
+
+
+class _Shared:
+    """What all angles of a tile have in common."""
+
+    def __init__(self, at: FlowPass, tile: Tile) -> None:
+        self.at, self.tile = at, tile
+        rows, columns = slice(tile.first, tile.end), slice(tile.left, tile.right)
+        decay, phase = at.diffusion.decay, at.shear.phase
+        self.delta = phase[columns] - phase[rows, None]
+        with np.errstate(divide="ignore"):
+            self.inverse = 1.0 / self.delta
+        self.before, self.after = at.before[:, :, rows], at.after[..., columns]
+        if tile.diagonal:
+            self.inverse[~upper(*self.delta.shape)] = 0.0
+            self.fading = np.exp(-0.25 * np.maximum(decay[columns] - decay[rows, None], 0.0))
+        else:
+            # Seen from the first column both factors are at most one: neither overflows.
+            fading_i = np.exp(0.25 * (decay[rows] - decay[tile.left]))
+            fading_j = np.exp(0.25 * (decay[tile.left] - decay[columns]))
+            self.before, self.after = self.before * fading_i[:, None], self.after * fading_j
+            self.fading = np.outer(fading_i, fading_j)
+        self.near = 0
+        if at.shear.smoothing > _UNSEEN:
+            self.near = int(np.searchsorted(phase[columns], phase[tile.end - 1] + _NEAR))
+        coincident = (self.delta < _COINCIDENT) & (self.inverse > 0)
+        self.coincident = np.nonzero(coincident) if coincident.any() else None
+
+    def values(self, angles: slice, pair: Floats, products: Floats) -> None:
+        """Fill ``products[2]`` with g and ``products[3]`` with H/4."""
+        sinc, slope = pair
+        np.matmul(self.before[:, angles], self.after[:, angles], out=pair)
+        if self.tile.diagonal:
+            pair *= self.fading
+        sinc *= self.inverse
+        slope -= sinc
+        for k in np.flatnonzero(self.at.flat[angles]):
+            slope[k] = self._series(float(self.at.shear.across[angles][k]))
+        if self.near:
+            root = 0.5 * self.at.shear.smoothing * self.inverse[:, : self.near] ** 2
+            sinc[:, :, : self.near] += slope[:, :, : self.near] * root
+        if self.coincident is not None:
+            across = self.at.shear.across[angles, None]
+            squares = across**2 * (self.delta[self.coincident] ** 2 + self.at.shear.smoothing)
+            sinc[:, *self.coincident] = self.fading[self.coincident] * (1 - squares / 6 * (1 - squares / 20))
+        square, cube = products[0], products[1]
+        np.multiply(sinc, sinc, out=square)
+        np.multiply(square, square, out=products[2])
+        np.multiply(square, sinc, out=cube)
+        slope *= self.inverse
+        np.multiply(cube, slope, out=products[3])
+
+    def _series(self, across: float) -> Floats:
+        """Return K^¼ (cos x - sinc x) where x is so small that the difference would have no digits."""
+        square = (across * self.delta) ** 2
+        return np.asarray(self.fading * square * (square / 30 - 1 / 3))
+
+
+def _multiply(products: Floats, y: Floats, weight: Floats | None, spare: Floats) -> None:
+    """Fill in yg, yH, g², gH, H² beside g and H; with weights also wg and wH in their places."""
+    g, h = products[2], products[3]
+    np.multiply(y, g, out=products[0])
+    np.multiply(y, h, out=products[1])
+    if weight is None:
+        wg, wh = g, h
+    else:
+        wg, wh = np.multiply(weight, g, out=spare[0]), np.multiply(weight, h, out=spare[1])
+    np.multiply(g, wg, out=products[4])
+    np.multiply(h, wg, out=products[5])
+    np.multiply(h, wh, out=products[6])
+    if weight is not None:
+        products[2:4] = spare
+
+
+def _combine(crossed: Floats, squares: Floats) -> dict[str, Floats]:
+    """Make sums over pairs of Σ u_i M_ij v_j, (7, n_phi, 8, 8), and Σ M_ij (u_i v_i + u_j v_j), (3, n_phi, 8, 8)."""
+    n_phi = crossed.shape[1]
+    plain, data = np.empty((n_phi, BASIS)), np.empty((n_phi, BASIS))
+    steps = crossed[:, :, _ONE] - crossed[..., _ONE]  # Σ M (v_j - v_i)
+    for out, of_g, of_h in ((data, 0, 1), (plain, 2, 3)):
+        out[:, 0] = crossed[of_g][:, _ONE, _ONE]
+        out[:, 1:4] = steps[of_g][:, _DECAY]
+        out[:, 4:] = steps[of_h][:, _PHASE]
+    gram = np.empty((n_phi, BASIS, BASIS))
+    gram[:, 0, 0] = crossed[4][:, _ONE, _ONE]
+    gram[:, 0, 1:4] = steps[4][:, _DECAY]
+    gram[:, 0, 4:] = steps[5][:, _PHASE]
+    full = squares - crossed[4:] - crossed[4:].transpose(0, 1, 3, 2)
+    gram[:, 1:4, 1:4] = full[0][:, _DECAY, _DECAY]
+    gram[:, 1:4, 4:] = full[1][:, _DECAY, _PHASE]
+    gram[:, 4:, 4:] = full[2][:, _PHASE, _PHASE]
+    lower = np.tril_indices(BASIS, -1)
+    gram[:, lower[0], lower[1]] = gram[:, lower[1], lower[0]]
+    return {"gram": gram, "plain": plain, "data": data}

@@ -1,0 +1,268 @@
+"""The XPCS fit as an objective of `tessera.lsq`: sums over the tiles of C₂, from which cost and derivatives follow."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tessera.lsq.objective import Order, Sum
+from tessera.lsq.quadratic import Quadratic, Vector
+from tessera.xpcs import coarse
+from tessera.xpcs.arguments import check_geometry, check_names, errors_of, time_grid
+from tessera.xpcs.assemble import PerAngle, Shape, assemble, noise_cost, per_angle
+from tessera.xpcs.dataset import ArrayC2, C2Rows
+from tessera.xpcs.errors import XpcsInputError
+from tessera.xpcs.kernel import FlowPass, Scratch
+from tessera.xpcs.kernel_static import StaticPass
+from tessera.xpcs.physics import Floats, Parameter, parameters_of
+from tessera.xpcs.scaling import make
+from tessera.xpcs.start import noise_variances, quantile_scaling
+from tessera.xpcs.threads import one_blas_thread
+from tessera.xpcs.tiles import Strip, n_chunks, read_strip, strips_of
+from tessera.xpcs.transport import Grid, diffusion, shear
+
+
+class XpcsObjective:
+    """`tessera.lsq.objective.Objective` of two-time correlations, contrast and offset eliminated.
+
+    Each pair of different times counts once. If C₂ is not symmetric, its halves are taken as two measurements: cost,
+    count and JᵀJ are those of the whole square. Values that are NaN or infinite are left out.
+
+    Parameters
+    ----------
+    c2
+        Shape (n_phi, n_t, n_t), or a reader of rows.
+    phi
+        Angles of the wavevector, deg, shape (n_phi,).
+    q
+        Wavevector, 1/Å.
+    dt
+        Time between frames, s; or give ``times``.
+    times
+        Of the frames, s, evenly spaced, shape (n_t,); dt·(0 … n_t-1) by default.
+    gap
+        Between stator and rotor, Å; for laminar flow.
+    model
+        ``static_isotropic``, ``static_anisotropic`` or ``laminar_flow``.
+    scaling
+        See `tessera.xpcs.scaling.make`.
+    sigma
+        Standard error of a value of C₂: one number, one per angle, or an array like C₂ (symmetric); 1 by default.
+    fixed
+        Values of physical parameters that are not fitted.
+    add
+        How contributions of chunks are added up over ranks; in this process by default.
+    threads
+        Threads that share the chunks of this rank.
+    hold
+        Whether the upper triangle may be kept in memory; else it is read in every pass over all data.
+
+    Raises
+    ------
+    XpcsInputError
+        If shapes or units do not fit.
+    ParameterError
+        If the model, the scaling or a name is not known.
+    """
+
+    def __init__(
+        self,
+        c2: NDArray[Any] | C2Rows,
+        phi: NDArray[Any] | float,
+        *,
+        q: float,
+        dt: float | None = None,
+        times: NDArray[Any] | None = None,
+        gap: float | None = None,
+        model: str = "laminar_flow",
+        scaling: str = "auto",
+        sigma: float | NDArray[Any] | None = None,
+        fixed: Mapping[str, float] | None = None,
+        add: Sum | None = None,
+        threads: int = 1,
+        hold: bool = True,
+    ) -> None:
+        self._c2: C2Rows = ArrayC2(c2) if isinstance(c2, np.ndarray) else c2
+        angles = np.atleast_1d(np.asarray(phi, np.float64))
+        check_geometry(self._c2, angles, q, gap, model)
+        self.grid = Grid(time_grid(self._c2.n_t, dt, times), angles, float(q), gap)
+        parameters = parameters_of(model)
+        self.model = model
+        self.given = {} if fixed is None else dict(fixed)
+        check_names(self.given, parameters)
+        self.free = tuple(k for k, p in enumerate(parameters) if p.name not in self.given)
+        self._base = np.array([self.given.get(p.name, p.start) for p in parameters])
+        constant = quantile_scaling(self._c2) if scaling == "constant" else None
+        self.scaling = make(scaling, angles, constant)
+        self.parameters: tuple[Parameter, ...] = tuple(parameters[k] for k in self.free)
+        self._precision, self._weights = errors_of(sigma, self._c2)
+        self._add = add
+        self._threads, self._hold = threads, hold
+        self._strips: dict[int, Strip] = {}
+        self._local = threading.local()
+        self.nodes: coarse.Nodes | None = None
+        self._whole: XpcsObjective = self
+        self._fixed: Floats | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Physical parameters that are fitted, then contrasts, then offsets."""
+        return (*(p.name for p in self.parameters), *self.scaling.names)
+
+    @property
+    def linear(self) -> tuple[int, ...]:
+        """Indices of contrasts and offsets."""
+        return tuple(range(len(self.free), len(self.names)))
+
+    @property
+    def lower(self) -> Vector:
+        """Lower bounds: homodyne's."""
+        return np.concatenate([[p.lower for p in self.parameters], self.scaling.lower])
+
+    @property
+    def upper(self) -> Vector:
+        """Upper bounds: homodyne's."""
+        return np.concatenate([[p.upper for p in self.parameters], self.scaling.upper])
+
+    @cached_property
+    def small(self) -> XpcsObjective:
+        """The stand-in for the data to start a fit with, see `tessera.xpcs.coarse`; itself where that saves nothing."""
+        if self.model != "laminar_flow" or self.nodes is not None or not coarse.worth_while(self._c2.n_t):
+            return self
+        small = object.__new__(XpcsObjective)
+        small.__dict__.update(self.__dict__)
+        small.nodes = coarse.nodes_of(self._c2.n_t)
+        small._strips, small._hold, small._whole = {}, True, self
+        return small
+
+    def noise_cost(self) -> float:
+        """Return the cost that noise alone leaves, judged by how neighbouring values differ; after a pass."""
+        if self._fixed is None:
+            msg = "the cost of noise is known only after a pass"
+            raise RuntimeError(msg)
+        return noise_cost(self._fixed, self._variances, self._precision)
+
+    @cached_property
+    def _variances(self) -> Floats:
+        return noise_variances(self._c2)
+
+    def physical(self, x: Vector) -> Floats:
+        """Return all physical parameters, also those that are fixed; shape (3,) or (7,)."""
+        out = self._base.copy()
+        out[list(self.free)] = x[: len(self.free)]
+        return out
+
+    def scaling_at(self, x: Vector) -> tuple[Floats, Floats]:
+        """Return contrast and offset of each angle, each of shape (n_phi,)."""
+        contrast, offset = self.scaling.at(np.asarray(x[len(self.free) :], float)).T
+        return contrast, offset
+
+    def evaluate(self, x: Vector, *, order: Order = 2, single: bool = False, scores: bool = False) -> Quadratic:  # noqa: ARG002
+        """Pass over the data once; contrast and offset in ``x`` do not matter, those returned are optimal.
+
+        Parameters
+        ----------
+        x
+            As `names`.
+        order, single
+            All is computed in float64 in any case.
+        scores
+            Not available: the middle of the sandwich is no sum of the kernel's.
+
+        Raises
+        ------
+        XpcsInputError
+            If scores are asked for.
+        """
+        if scores:
+            msg = "an XPCS fit has no sandwich covariance; give sigma, or use the covariance scaled by reduced chi²"
+            raise XpcsInputError(msg)
+        return assemble(self._sums(x), x, self._shape(x))
+
+    def per_angle(self, x: Vector) -> PerAngle:
+        """Return chi² and number of points of each angle at ``x``; one pass."""
+        return per_angle(self._sums(x), self._shape(x))
+
+    def _shape(self, x: Vector) -> Shape:
+        flow = self.model == "laminar_flow"
+        turning = shear(self.grid, self.physical(x)).turning if flow else None
+        return Shape(self.scaling, np.array(self.free), self._precision, turning)
+
+    def _sums(self, x: Vector) -> dict[str, Floats]:
+        add = self._add
+        if add is None:
+            from tessera.lsq.reduce import serial
+
+            add = serial()
+        at = _Pass(self, self.physical(x))
+
+        def contributions(mine: range) -> Iterator[Mapping[str, NDArray[Any]]]:
+            if self._threads == 1 or len(mine) < 2:
+                yield from map(at.chunk, mine)
+                return
+            with ThreadPoolExecutor(self._threads) as pool:
+                yield from pool.map(at.chunk, mine)
+
+        with one_blas_thread():
+            sums = add(n_chunks(self._c2.n_t), contributions)
+        self._fixed = sums["fixed"]
+        return sums
+
+    def strip(self, k: int) -> Strip:
+        """Return the data of a strip, read or, of the stand-in, compressed when they are first needed."""
+        if k in self._strips:
+            return self._strips[k]
+        if self.nodes is None:
+            strip = read_strip(self._c2, self._weights, k)
+        else:
+            strip = coarse.compress(self._whole.strip(k), self.nodes)
+        if self._hold:
+            self._strips[k] = strip
+        return strip
+
+    def scratch(self) -> Scratch:
+        """Return the arrays of the calling thread."""
+        if not hasattr(self._local, "scratch"):
+            self._local.scratch = Scratch(self._c2.n_phi, self._c2.n_t)
+        return self._local.scratch  # type: ignore[no-any-return]
+
+
+class _Pass:
+    """The kernels at given parameters."""
+
+    def __init__(self, objective: XpcsObjective, physical: Floats) -> None:
+        self._objective = objective
+        grid, nodes = objective.grid, objective.nodes
+        decay = diffusion(grid, physical)
+        self._nodes: FlowPass | None = None
+        self._times: FlowPass | StaticPass
+        if objective.model != "laminar_flow":
+            self._times = StaticPass(decay)
+            return
+        phase = shear(grid, physical)
+        self._times = FlowPass(decay, phase)
+        if nodes is not None:
+            self._nodes = FlowPass(*coarse.at_nodes(decay, phase, nodes), nodes.share)
+
+    def chunk(self, number: int) -> dict[str, Floats]:
+        """Return the sums over a chunk."""
+        objective = self._objective
+        strips = [objective.strip(k) for k in strips_of(number, objective.grid.times.size)]
+        fixed = np.sum([strip.fixed for strip in strips], axis=0)
+        filled = [strip.filled for strip in strips]
+        if isinstance(self._times, StaticPass):
+            return {**self._times.sums(filled), "fixed": fixed}
+        if self._nodes is None:
+            return {**self._times.sums(filled, objective.scratch()), "fixed": fixed}
+        sums = self._times.sums([tiles[:1] for tiles in filled], objective.scratch())
+        rest = [tiles[1:] for tiles in filled if len(tiles) > 1]
+        if rest:
+            more = self._nodes.sums(rest, objective.scratch())
+            sums = {name: sums[name] + more[name] for name in sums}
+        return {**sums, "fixed": fixed}
