@@ -132,7 +132,7 @@ def test_the_written_job_composes(tmp_path, capsys, translated):
     assert options.initial_parameters.values["D0"] == 1200
     assert options.initial_parameters.values["alpha"] == -0.3
     assert options.parameter_space.bounds["alpha"] == (-2, 2)
-    assert options.output.plotted_angles == 6
+    assert options.output.plotted_angles == 4
     with pytest.raises(InputError, match="already there"):
         import_config([str(file), "--to", str(tmp_path / "conf")])
 

@@ -23,7 +23,8 @@ def test_numbers_and_pictures(view):
     (row,) = [r for r in parameters.tables[0].rows if r[0] == "D0"]
     assert row[:4] == ("D0", 1500.0, 15.0, "Å²/s")
     assert "widen" in next(r for r in parameters.tables[0].rows if r[0] == "phi0")[-1]
-    assert "Converged after 4 passes" in parameters.text
+    assert "Converged: " in parameters.text
+    assert "after 4 passes" in parameters.text
     assert "1 angles of 2" in against.text
     assert len(against.tables[0].rows) == 2
     assert "A note." in data.text

@@ -76,6 +76,6 @@ def correlations(names: Sequence[str], matrix: NDArray[np.float64]) -> bytes:
         for i, j in np.ndindex(p, p):
             value = matrix[i, j]
             colour = "white" if abs(value) > 0.6 else INK
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
-    figure.colorbar(image, ax=axes, shrink=0.8)
+            axes.text(j, i, f"{value:.2f}".replace("-0.00", "0.00"), ha="center", va="center", fontsize=7, color=colour)
+    figure.colorbar(image, ax=axes, shrink=0.8).ax.tick_params(labelsize=8, colors=INK)
     return png(figure)

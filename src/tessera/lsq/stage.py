@@ -52,6 +52,8 @@ class Problem:
         Options of the optimizer.
     absolute_sigma, sandwich
         As in `tessera.lsq.covariance.covariance`.
+    first
+        Called with objective and start before the first pass; returns a better start. Collective.
     last
         Called with objective and parameters after the fit; what it returns is handed to the stage's ``finish``.
         Collective.
@@ -64,6 +66,7 @@ class Problem:
     plan: Plan
     absolute_sigma: bool = False
     sandwich: bool = False
+    first: Callable[[Objective, Vector], Vector] | None = None
     last: Callable[[Objective, Vector], Mapping[str, NDArray[Any]]] | None = None
 
 
@@ -100,10 +103,11 @@ class FitStage(Loop):
 
     def start(self, ctx: Context) -> Arrays:
         """Return the state before the first pass."""
-        problem, _ = self._problem(ctx)
+        problem, objective = self._problem(ctx)
         config = problem.plan.config
         if not config.enable_multistart:
-            return self._arrays(hybrid.start(problem.x0, problem.lower, problem.upper))
+            x0 = problem.x0 if problem.first is None else problem.first(objective, problem.x0)
+            return self._arrays(hybrid.start(x0, problem.lower, problem.upper))
         points = multistart.starts(problem.x0, problem.lower, problem.upper, config, ctx.seed)
         return _tournament_arrays(multistart.begin(points, problem.lower, problem.upper))
 

@@ -114,7 +114,7 @@ class OutputOptions:
 
     fitted_data: bool | Literal["auto"] = "auto"
     diagonal_correction: Literal["basic", "statistical", "interpolation"] = "basic"
-    plotted_angles: Annotated[int, Range(ge=0)] = 6
+    plotted_angles: Annotated[int, Range(ge=0)] = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,6 @@ from tessera.photometry.plot_style import (
 from tessera.xpcs.physics import Floats
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _RANGE: Final = (1.0, 99.5)
@@ -33,6 +32,10 @@ _RANGE: Final = (1.0, 99.5)
 _PULL: Final = 4.0
 _LAGS: Final = 60
 """Points of a decay."""
+_SIDE: Final = 2.55
+_ROW: Final = 2.95
+_LEFTS: Final = (0.6, 3.35, 6.7)
+"""Inches: side of a map, distance of two rows, and where the columns begin."""
 
 
 @dataclass(frozen=True)
@@ -67,35 +70,44 @@ def maps(angles: Sequence[AngleMaps], last: float) -> bytes:
         Time of the last frame, s.
     """
     rows = len(angles)
-    figure = new_figure(rows * 0.29 * WIDTH + 0.3)
-    grid = figure.subplots(rows, 3, squeeze=False, sharex=True, sharey=True)
+    figure = new_figure(rows * _ROW + 0.6)
+    # Places are given: finding them, as the other pictures do, takes seconds for so many images.
+    figure.set_layout_engine("none")
     shown = np.concatenate([np.concatenate([a.data.ravel(), a.fit.ravel()]) for a in angles])
     low, high = np.percentile(shown[np.isfinite(shown)], _RANGE)
-    for row, angle in zip(grid, angles, strict=True):
+    for number, angle in enumerate(angles):
         titles = (f"φ = {angle.phi:g}°: data", "fit", f"residual / noise; χ² per point {angle.reduced:.3f}")
-        for axes, values, title in zip(row, (angle.data, angle.fit, angle.residual), titles, strict=True):
-            pull = values is angle.residual
+        bottom = 0.5 + (rows - 1 - number) * _ROW
+        for column, (values, title) in enumerate(zip((angle.data, angle.fit, angle.residual), titles, strict=True)):
+            axes = figure.add_axes(_place(figure, _LEFTS[column], bottom, _SIDE))
+            limits = (-_PULL, _PULL) if column == 2 else (low, high)
             image = axes.imshow(
                 values.T,
                 origin="lower",
                 extent=(0, last, 0, last),
-                cmap="RdBu_r" if pull else "viridis",
-                vmin=-_PULL if pull else low,
-                vmax=_PULL if pull else high,
+                cmap="RdBu_r" if column == 2 else "viridis",
+                vmin=limits[0],
+                vmax=limits[1],
                 interpolation="nearest",
             )
             image_axes(axes, title)
-            if axes is not row[1]:
-                _bar(figure, axes, image)
-        row[0].set_ylabel("t₂, s", fontsize=9, color=INK)
-    for axes in grid[-1]:
-        axes.set_xlabel("t₁, s", fontsize=9, color=INK)
+            if number < rows - 1:
+                axes.set_xticklabels([])
+            else:
+                axes.set_xlabel("t₁, s", fontsize=9, color=INK)
+            if column == 0:
+                axes.set_ylabel("t₂, s", fontsize=9, color=INK)
+            else:
+                axes.set_yticklabels([])
+                bar = figure.add_axes(_place(figure, _LEFTS[column] + _SIDE + 0.1, bottom, 0.12))
+                figure.colorbar(image, cax=bar).ax.tick_params(labelsize=7, colors=INK)
     return png(figure)
 
 
-def _bar(figure: Figure, axes: Axes, image: object) -> None:
-    bar = figure.colorbar(image, ax=axes, shrink=0.85, pad=0.02)  # type: ignore[arg-type]
-    bar.ax.tick_params(labelsize=7, colors=INK)
+def _place(figure: Figure, left: float, bottom: float, width: float) -> tuple[float, float, float, float]:
+    """Return left, bottom, width and height in parts of the figure, from inches; all pictures are equally high."""
+    across, up = figure.get_size_inches()
+    return left / across, bottom / up, width / across, _SIDE / up
 
 
 def decays(phi: Floats, times: Floats, data: Floats, fit: Floats) -> bytes:

@@ -62,16 +62,16 @@ def assess_angle(rows: C2Rows, angle: int) -> AngleQuality:
         block = rows.rows(angle, first, end)
         for i in range(end - first):
             row = block[i, i + 1 :]
-            lowest, highest, sum_ = float(row.min()), float(row.max()), float(row.sum(dtype=np.float64))
-            if not np.isfinite(sum_):
+            if first + i in sampled:
+                _collect(row, n, early, late, differences)
+            if not np.isfinite(row.sum(dtype=np.float64)):
                 good = np.isfinite(row)
                 bad_of[first + i] += np.count_nonzero(~good)
                 bad_of[first + i + 1 :][~good] += 1
-                continue
-            least, most = min(least, lowest), max(most, highest)
-            total, count = total + sum_, count + row.size
-            if first + i in sampled:
-                _collect(row, n, early, late, differences)
+                row = row[good]
+            if row.size:
+                least, most = min(least, float(row.min())), max(most, float(row.max()))
+                total, count = total + float(row.sum(dtype=np.float64)), count + row.size
     return AngleQuality(
         bad=int(bad_of.sum() // 2),
         bad_frames=tuple(int(f) for f in np.argsort(-bad_of, kind="stable")[:5] if bad_of[f]),
@@ -95,13 +95,18 @@ def _collect(row: Matrix, n: int, early: list[Matrix], late: list[Matrix], diffe
 
 
 def _median(parts: Sequence[Matrix]) -> float:
-    values = np.concatenate(parts) if parts else np.empty(0)
+    values = _finite(parts)
     return float(np.median(values)) if values.size else np.nan
+
+
+def _finite(parts: Sequence[Matrix]) -> Matrix:
+    values = np.concatenate(parts) if parts else np.empty(0)
+    return np.asarray(values[np.isfinite(values)])
 
 
 def _spread(differences: Sequence[Matrix]) -> float:
     """Return the noise behind second differences: their variance is 1 + 4 + 1 times that of a value."""
-    values = np.concatenate(differences) if differences else np.empty(0)
+    values = _finite(differences)
     if values.size < 10:
         return np.nan
     return float(1.4826 * np.median(np.abs(values)) / np.sqrt(6.0))

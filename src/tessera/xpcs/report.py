@@ -26,8 +26,9 @@ _DECAYS: Final = (
     "angle or rate; a floor that differs from the fit's to an offset of each angle's own (per_angle_mode: individual)."
 )
 _CHI2: Final = (
-    "χ² per point of each angle; grey: two standard deviations of pure noise. One angle far above the others is "
-    "spoilt, or sees the flow at an angle that the model does not know."
+    "χ² per point of each angle; grey: two standard deviations of pure noise. Noise grows with C₂, so that "
+    "angles which stay correlated longer lie a few per cent higher; one far above the others is spoilt, or sees the "
+    "flow at an angle that the model does not know."
 )
 _TRANSPORT: Final = (
     "Diffusion coefficient and shear rate over time, with the standard errors that all parameters together leave. "
@@ -51,17 +52,16 @@ def sections(run: RunView) -> list[Section]:
     found = read_fit(run.results_dir / "fit.h5")
     if found is None:
         return [Section("XPCS fit", "The fit is not finished; parameters and pictures come with results/fit.h5.")]
-    shown = int(run.config.get("job", {}).get("output", {}).get("plotted_angles", 6))
+    shown = int(run.config.get("job", {}).get("output", {}).get("plotted_angles", 4))
     return [_parameters(found), _against_data(found, shown), _how(found), _data(found)]
 
 
 def _parameters(found: Found) -> Section:
     facts = found.attributes
-    word = "Converged" if facts["success"] else "NOT CONVERGED"
     text = (
-        f"{word} after {facts['passes']} passes over the data: {facts['message']}. χ² per degree of freedom "
-        f"{facts['reduced']:.4g} with a noise of {facts['sigma']:.3g}; {facts['points']} independent points, "
-        f"{facts['rejected']} left out; quality: {facts['quality_flag']}."
+        f"{facts['message'][:1].upper()}{facts['message'][1:]}; after {facts['passes']} passes over the data. "
+        f"χ² per degree of freedom {facts['reduced']:.4g} with a noise of {facts['sigma']:.3g}; "
+        f"{facts['points']} independent points, {facts['rejected']} left out; quality: {facts['quality_flag']}."
     )
     stuck = set(facts["at_bounds"])
     units = facts["units"]

@@ -18,6 +18,7 @@ from tessera.lsq.result import Result
 from tessera.lsq.stage import Problem
 from tessera.xpcs import outputs
 from tessera.xpcs.dataset import Dataset
+from tessera.xpcs.first_fit import first_fit
 from tessera.xpcs.fit import limits, start_vector
 from tessera.xpcs.fit_file import write_fit
 from tessera.xpcs.fitted import AngleFit, Fitted, compare, joined, parted
@@ -113,6 +114,10 @@ def problem_of(options: XpcsOptions, loaded: Loaded, ctx: Context) -> Problem:
     def build(add: Sum) -> XpcsObjective:
         return objective_of(options, loaded.dataset, loaded.sigma, add, threads=ctx.threads, ranks=ctx.size)
 
+    def first(objective: Objective, x: Vector) -> Vector:
+        assert isinstance(objective, XpcsObjective)  # noqa: S101 - `build` made it
+        return first_fit(objective, x, lower, upper).x
+
     def last(objective: Objective, x: Vector) -> Mapping[str, NDArray[Any]]:
         assert isinstance(objective, XpcsObjective)  # noqa: S101 - `build` made it
         physical = objective.physical(x)
@@ -123,7 +128,8 @@ def problem_of(options: XpcsOptions, loaded: Loaded, ctx: Context) -> Problem:
     objective = objective_of(options, loaded.dataset, loaded.sigma)
     x0, lower, upper = vectors(options, objective)
     plan = Plan(options.optimization.config(), objective.linear)
-    return Problem(build, x0, lower, upper, plan, absolute_sigma=options.optimization.sigma != "auto", last=last)
+    absolute = options.optimization.sigma != "auto"
+    return Problem(build, x0, lower, upper, plan, absolute_sigma=absolute, first=first, last=last)
 
 
 def _compared(fitted: Fitted, ctx: Context) -> dict[str, NDArray[Any]]:
