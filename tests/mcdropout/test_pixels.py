@@ -1,5 +1,6 @@
 """The pixel cache: the same bits however it is built, and nothing unusual passes unsaid."""
 
+import errno
 import json
 import os
 import struct
@@ -17,7 +18,8 @@ from PIL import Image
 from tessera.mcdropout import pixels
 from tessera.mcdropout.errors import ImageError
 from tessera.mcdropout.images import read_image
-from tessera.mcdropout.pixels import Block, PixelCache, PixelPlan, build, build_block, finish, open_cache, prepare
+from tessera.mcdropout.pixel_plan import PixelPlan
+from tessera.mcdropout.pixels import Block, PixelCache, build, build_block, finish, open_cache, prepare
 from tessera.mcdropout.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess
 
 CLIP = Preprocess(32, "crop", "bicubic", OPENAI_MEAN, OPENAI_STD, "even")
@@ -68,7 +70,7 @@ def test_blocks_come_from_any_process_in_any_order_and_again(folder):
     prepare(plan, key)
     prepare(plan, key)
     script = (
-        "import sys, json; from pathlib import Path; from tessera.mcdropout.pixels import *; "
+        "import sys, json; from pathlib import Path; from tessera.mcdropout.pixel_plan import *; from tessera.mcdropout.pixels import *; "
         "from tessera.mcdropout.preprocess import *; "
         f"plan = PixelPlan(tuple(sorted(Path({str(folder)!r}).iterdir())), Preprocess(**json.loads(sys.argv[1])), "
         f"Path({str(plan.folder)!r}), 'run1'); build_block(plan, plan.key(), 8, 11); build_block(plan, plan.key(), 4, 8)"
@@ -197,6 +199,23 @@ def test_unreadable_images_are_said_and_left_out(folder):
     assert "09.png is not there" in cache.remarks[9]
     with pytest.raises(ImageError, match=r"7 of 11 images are refused:\n  .*03\.png cannot be read"):
         open_cache(replace(plan, unreadable="refuse"), plan.key())
+
+
+def test_a_thread_of_pixels_does_not_fill_the_memory(folder):
+    Image.fromarray(levels(1, 1, 4000, 3)).save(folder / "00.png")
+    plan = plan_of(folder)
+    assert "would become 128000 along the longer side" in build(plan, plan.key()).remarks[0]
+
+
+def test_a_full_disk_is_said(folder, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    plan = plan_of(folder)
+    prepare(plan, plan.key())
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(ImageError, match=r"images 4 to 7 cannot be written to .*No space left.*free space and resume"):
+        build_block(plan, plan.key(), 4, 8)
 
 
 def test_every_damage_to_a_file_is_an_image_error_or_an_image(tmp_path):

@@ -20,7 +20,8 @@ from hpc.job import Arrays, Map, Results, Unit
 from tessera.mcdropout import device as devices
 from tessera.mcdropout import pixels
 from tessera.mcdropout.errors import DeviceError, ImageError
-from tessera.mcdropout.pixels import Block, PixelCache, PixelPlan
+from tessera.mcdropout.pixel_plan import PixelPlan
+from tessera.mcdropout.pixels import Block, PixelCache
 from tessera.mcdropout.preprocess import Preprocess, normalise
 
 if TYPE_CHECKING:

@@ -23,80 +23,14 @@ import PIL
 from numpy.typing import NDArray
 
 from tessera.mcdropout.errors import ImageError
-from tessera.mcdropout.images import OddPolicy, UnreadablePolicy, read_image
+from tessera.mcdropout.images import read_image
+from tessera.mcdropout.pixel_plan import FORMAT, PixelPlan
 from tessera.mcdropout.preprocess import Preprocess
 
 GOOD, ODD, ODD_SKIPPED, UNREADABLE = range(4)
 """States of an image: as expected; odd but used; left out as odd; left out as unreadable."""
 
-_FORMAT = 1
 _LISTED = 10
-
-
-@dataclass(frozen=True)
-class PixelPlan:
-    """Which images are to be cached, how, and where.
-
-    Attributes
-    ----------
-    paths
-        The images; their positions in this list are their numbers from here on.
-    preprocess
-        How they are prepared.
-    folder
-        Where caches are kept; several runs may share it.
-    token
-        Distinguishes the unfinished files of runs that build the same cache at once.
-    unreadable, odd
-        What happens to images that cannot be read, and to odd ones.
-    """
-
-    paths: tuple[Path, ...]
-    preprocess: Preprocess
-    folder: Path
-    token: str
-    unreadable: UnreadablePolicy = "skip"
-    odd: OddPolicy = "convert"
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """Shape (images, 3, size, size) of the levels."""
-        return (len(self.paths), 3, self.preprocess.size, self.preprocess.size)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the levels."""
-        return int(np.prod(self.shape))
-
-    def blocks(self, size: int) -> list[tuple[int, int]]:
-        """Cut the images into blocks ``(start, stop)`` of at most `size`."""
-        return [(start, min(start + size, len(self.paths))) for start in range(0, len(self.paths), size)]
-
-    def key(self) -> str:
-        """Return 32 hexadecimal digits for preprocessing, policy, and name, size and time of every image.
-
-        Raises
-        ------
-        ImageError
-            Only if the list is empty; a file that is not there is told from one that is, and reported when read.
-        """
-        if not self.paths:
-            msg = "the list of images is empty; there is nothing to cache"
-            raise ImageError(msg)
-        digest = hashlib.sha256(f"{_FORMAT} {self.preprocess.key()} {self.odd}\n".encode())
-        for path in self.paths:
-            stat = path.stat() if path.is_file() else None
-            traits = "absent" if stat is None else f"{stat.st_size} {stat.st_mtime_ns}"
-            digest.update(f"{path}\0{traits}\n".encode())
-        return digest.hexdigest()[:32]
-
-    def file(self, key: str) -> Path:
-        """Return the finished cache of a key."""
-        return self.folder / f"pixels-{key}.h5"
-
-    def unfinished(self, key: str) -> Path:
-        """Return the file in which this run builds it."""
-        return self.folder / f"pixels-{key}.{self.token}.building"
 
 
 @dataclass(frozen=True)
@@ -207,7 +141,13 @@ def prepare(plan: PixelPlan, key: str) -> None:
 
 
 def build_block(plan: PixelPlan, key: str, start: int, stop: int, threads: int = 1) -> Block:
-    """Decode and prepare images ``start … stop-1`` and write them to their place; on any rank, in any order."""
+    """Decode and prepare images ``start … stop-1`` and write them to their place; on any rank, in any order.
+
+    Raises
+    ------
+    ImageError
+        If the file system is full.
+    """
     levels = np.zeros((stop - start, *plan.shape[1:]), np.uint8)
     block = decode_block(plan, start, levels, threads)
     path = plan.unfinished(key)
@@ -218,6 +158,9 @@ def build_block(plan: PixelPlan, key: str, start: int, stop: int, threads: int =
         while data:
             written = os.pwrite(descriptor, data, offset)
             data, offset = data[written:], offset + written
+    except OSError as error:
+        msg = f"the pixels of images {start} to {stop - 1} cannot be written to {path} ({error}); free space and resume"
+        raise ImageError(msg) from error
     finally:
         os.close(descriptor)
     return block
@@ -250,7 +193,11 @@ def decode_block(plan: PixelPlan, start: int, levels: NDArray[np.uint8], threads
         if picture.oddity and plan.odd != "convert":
             status[i] = ODD_SKIPPED
             return f"{path}: {picture.oddity}"
-        levels[i] = plan.preprocess.levels(picture.image)
+        try:
+            levels[i] = plan.preprocess.levels(picture.image)
+        except ImageError as error:
+            status[i] = UNREADABLE
+            return f"{path}: {error}"
         status[i] = ODD if picture.oddity else GOOD
         return f"{path}: {picture.oddity}" if picture.oddity else ""
 
@@ -282,7 +229,7 @@ def finish(plan: PixelPlan, key: str, blocks: Iterable[Block], threads: int = 1)
     remarks = {number: said for block in done for number, said in block.remarks.items()}
     require_usable(plan, status, remarks)
     attributes = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "key": key,
         "preprocess": json.dumps(plan.preprocess.record()),
         "pillow": PIL.__version__,

@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from tessera.mcdropout.errors import WeightsError
+from tessera.mcdropout.errors import ImageError, WeightsError
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
+_LONGEST = 100_000
+"""Pixels: a picture of 224 rows as long as this takes 67 MB while it is cut."""
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _PILLOW_NUMBERS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
 
@@ -63,7 +65,13 @@ class Preprocess:
         return hashlib.sha256(json.dumps(self.record(), sort_keys=True).encode()).hexdigest()[:16]
 
     def levels(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Resize and cut a picture of mode RGB: levels 0 … 255 of shape (3, size, size)."""
+        """Resize and cut a picture of mode RGB: levels 0 … 255 of shape (3, size, size).
+
+        Raises
+        ------
+        ImageError
+            If the picture is so elongated that it would be gigantic before it is cut.
+        """
         if self.mode == "squash":
             image = image.resize((self.size, self.size), _FILTERS[self.interpolation])
         else:
@@ -86,6 +94,9 @@ class Preprocess:
 
     def _shortest_to_size(self, width: int, height: int) -> tuple[int, int]:
         long = int(self.size * max(width, height) / min(width, height))
+        if long > _LONGEST:
+            msg = f"{width}x{height} pixels would become {long} along the longer side before the cut; crop the picture"
+            raise ImageError(msg)
         return (self.size, long) if width <= height else (long, self.size)
 
     def _cut(self, image: Image.Image) -> Image.Image:
