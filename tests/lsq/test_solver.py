@@ -97,8 +97,11 @@ def test_a_pass_is_made_at_no_point_twice_and_none_after_the_minimum():
     objective = exponential()
     result = minimum(objective, [1.0, 0.5])
     assert len(objective.asked) == result.evaluations == len({tuple(x) for x in objective.asked})
-    assert result.evaluations <= 8
-    np.testing.assert_array_equal(objective.asked[-1], result.x)
+    assert result.evaluations <= 7
+    # The last step needs no pass to confirm it.
+    assert (np.abs(objective.asked[-1] - result.x) < 1e-3 * result.errors).all()
+    assert result.cost == pytest.approx(objective.evaluate(result.x).cost, rel=1e-12)
+    assert np.abs(objective.evaluate(result.x).gradient * result.errors).max() < 1e-9 * result.reduced
 
 
 def test_standard_errors_are_those_of_the_scatter_of_many_fits():

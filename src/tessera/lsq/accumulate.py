@@ -19,16 +19,18 @@ from numpy.typing import NDArray
 
 from tessera.lsq.compilation import double
 from tessera.lsq.errors import ModelError
-from tessera.lsq.kernel import TILE, Pass, compiled, padded, trace, values
+from tessera.lsq.guard import Guarded
+from tessera.lsq.kernel import Pass, compiled, padded, tile_of, trace, values
 from tessera.lsq.losses import Loss
 from tessera.lsq.model import Model
 from tessera.lsq.objective import Order, Sum
 from tessera.lsq.profile import phase
 from tessera.lsq.quadratic import Quadratic, Vector
-from tessera.lsq.sources import Chunk, ChunkSource, prefetched
+from tessera.lsq.sources import Chunk, prefetched
 
 Arrays = Mapping[str, NDArray[Any]]
 
+_SINGLE: Final = 1_000_000  # points from which a pass in float32 saves more than its compilation costs
 _ROWS: Final = 1 << 22  # bytes of [J r] up to which a single chunk is factorised
 
 
@@ -44,8 +46,9 @@ class Settings:
         Chunks computed at the same time.
     scan
         Whether the loop over tiles is inside the compiled function; else a chunk is one tile.
-    single
-        Whether float32 may be used where the caller says it will do (``precision: auto``), always, or never.
+    precision
+        ``float32`` or ``float64``; ``auto``: float32 where the caller says it will do, there are a million points or
+        more, and the data can be told apart in it.
     """
 
     loss: Loss = "linear"
@@ -62,7 +65,7 @@ class ModelObjective:
     Attributes
     ----------
     model, source, add
-        Model, data, and the sum over chunks and ranks.
+        Model, checked data, and the sum over chunks and ranks.
     settings
         How.
     every
@@ -70,7 +73,7 @@ class ModelObjective:
     """
 
     model: Model
-    source: ChunkSource
+    source: Guarded
     add: Sum
     settings: Settings = Settings()
     every: int = 1
@@ -109,9 +112,12 @@ class ModelObjective:
 
     def evaluate(self, x: Vector, *, order: Order = 2, single: bool = False, scores: bool = False) -> Quadratic:
         """Pass over the data once; see `tessera.lsq.objective.Objective`."""
-        what = self._pass(order, single, scores)
         theta = np.asarray(x, np.float64)
         first = not self._moments
+        if first and single:
+            self.evaluate(theta, order=0)  # a resumed warm-up: whether float32 will do is a matter of all data
+            first = False
+        what = self._pass(order, single, scores)
 
         def contributions(mine: range) -> Iterator[Arrays]:
             indices = self.chunks[mine.start : mine.stop]
@@ -146,11 +152,12 @@ class ModelObjective:
 
     def _pass(self, order: Order, single: bool, scores: bool) -> Pass:
         s = self.settings
-        low = s.precision == "float32" or (single and s.precision == "auto")
+        many = self.source.n_points // self.every >= _SINGLE
+        low = s.precision == "float32" or (single and s.precision == "auto" and many and not self._moments["blunt"])
         m = min(self.source.chunk_size, self.source.n_points)
         small = len(self.chunks) == 1 and 8 * (len(self.model.arguments) + 1) * m <= _ROWS
         rows = small and order > 0 and not low and self.model.groups is None
-        tile = 0 if small or not s.scan else TILE
+        tile = 0 if small or not s.scan else tile_of(self.source.chunk_size)
         return Pass(order, low, scores, s.loss, s.loss_scale, tile, rows)
 
     def _contribution(self, what: Pass, theta: Vector, chunk: Chunk, first: bool) -> Arrays:
@@ -167,7 +174,7 @@ class ModelObjective:
             sums["root"] = _triangle(np.asarray(out["rows"]))
         sums["count"] = np.array(np.count_nonzero(w), np.int64)
         sums["rejected"] = np.array(w.size, np.int64) - sums["count"]
-        return sums | (_sums_of_data(chunk.y, w) if first else {})
+        return sums | (_sums_of_data(chunk.y, w) | {"blunt": np.array(float(not self.source.single))} if first else {})
 
     def _quadratic(self, theta: Vector, sums: dict[str, NDArray[Any]], order: Order) -> Quadratic:
         p = theta.size
@@ -225,7 +232,8 @@ def _sums_of_data(y: NDArray[Any], w: NDArray[np.float64]) -> dict[str, NDArray[
 def _moments(sums: Arrays) -> dict[str, float]:
     total, mean, square = (float(sums[k]) for k in ("w2", "w2y", "w2yy"))
     count = max(int(sums["count"]), 1)
-    return {"power": square, "spread": max(square - mean**2 / total, 0.0) / count if total > 0 else 0.0}
+    blunt = float(sums["blunt"])
+    return {"power": square, "blunt": blunt, "spread": max(square - mean**2 / total, 0.0) / count if total > 0 else 0.0}
 
 
 def _triangle(rows: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -28,6 +28,8 @@ _ACCEPT: Final = 1e-4  # least ratio of actual to predicted reduction
 _FINE: Final = 1e-9  # where not even the full step reduces the cost by this fraction, rounding errors matter
 _EXACT: Final = 1e-24  # fraction of the first cost that is rounding error
 _SETTLED: Final = 1e-4  # decrement, in standard errors, at which a rejected step means rounding error
+_SHORT: Final = 1e-3  # decrement, in standard errors, below which a last step needs no pass to confirm it
+_FAST: Final = 0.1  # ratio of successive decrements that shows quadratic convergence
 _SEPARATED: Final = 0.5  # share of a step's gain the linear parameters may still hold before a pass is spent on them
 
 
@@ -38,7 +40,7 @@ class LMOptions:
     Attributes
     ----------
     tolerance
-        Converged when the next step is shorter than this many standard errors.
+        Converged when the next step is shorter than this many standard errors, or the one after it would be.
     max_passes
         Passes over the data at most.
     radius
@@ -186,7 +188,10 @@ def _propose(state: LMState, q: Quadratic, options: LMOptions) -> LMState:
     full = within(np.inf)
     decrement = np.sqrt(max(2 * full.predicted, 0.0))
     noise = _noise(q)
-    state = dataclasses.replace(state, decrement=decrement / noise if noise > 0 else np.inf)
+    before, state = state.decrement, dataclasses.replace(state, decrement=decrement / noise if noise > 0 else np.inf)
+    if _foregone(state, before, options):
+        q = _moved(q, state.box.clip(q.x + full.d / state.scale), full.predicted)
+        return _end(dataclasses.replace(state, at=q), q, options, Status.CONVERGED)
     if decrement <= options.tolerance * noise:
         return _end(state, q, options, Status.CONVERGED)
     if decrement <= 4 * _EPS * np.sqrt(q.power) or q.cost == 0:
@@ -202,6 +207,21 @@ def _propose(state: LMState, q: Quadratic, options: LMOptions) -> LMState:
     if np.array_equal(trial, q.x):
         return _end(state, q, options, Status.ROUNDING)
     return dataclasses.replace(state, trial=trial, predicted=chosen.predicted, length=chosen.length, settle=settle)
+
+
+def _foregone(state: LMState, before: float, options: LMOptions) -> bool:
+    """Say whether the next step is sure to be the last: short, and steps shrink so fast that none is left after it.
+
+    It is then taken without a pass to confirm it.
+    """
+    rate = state.decrement / before if before > 0 else np.inf
+    fast = state.accepted > 1 and state.refused == 0 and rate <= _FAST
+    return bool(fast and state.decrement <= _SHORT and state.decrement * rate <= options.tolerance)
+
+
+def _moved(q: Quadratic, x: Vector, gain: float) -> Quadratic:
+    """Return the local model at another point, by the model itself."""
+    return dataclasses.replace(q, x=x, cost=q.cost - gain, gradient=q.gradient + q.hessian @ (x - q.x))
 
 
 def _linear_gain(problem: Linear, linear: NDArray[np.intp], q: Quadratic, state: LMState) -> Step | None:

@@ -89,7 +89,7 @@ class Result:
     errors
         Square roots of the covariance's diagonal.
     cost
-        ½ Σ rho(r²) at ``x``.
+        ½ Σ rho(r²) at ``x`` (by the quadratic model where the last step was below a thousandth of a standard error).
     chi2
         Twice the cost: Σ (r/σ)² without a robust loss.
     reduced
