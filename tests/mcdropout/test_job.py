@@ -1,15 +1,21 @@
 """Every experiment from images to files on small models; cuts, batches and bad inputs."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import time
 
 import h5py
 import numpy as np
 import pytest
+from conftest import output_of, rank_command, rank_environment
 from mcdropout.serial_run import changed, options_of, picture_folder, serial, tiny_model
 
 from hpc.errors import ConfigError, InputError
 from hpc.options import build
+from hpc.rundir import RunDir
 from tessera.mcdropout.experiments import EXPERIMENTS
 from tessera.mcdropout.job import McDropoutJob
 from tessera.mcdropout.options import McDropoutOptions
@@ -179,6 +185,29 @@ def test_shared_masks_are_recorded_and_make_trials_agree(images, model, tmp_path
         assert json.loads(file.attrs["masks"]) == "shared"
 
 
+def test_adaptive_passes_stop_some_images_and_change_no_other_number(images, model, tmp_path):
+    options = options_of(images, model, trials=2, passes=32)
+    whole = traces(serial(options, tmp_path / "whole"), passes=32)
+    adaptive = changed(options, "adaptive", enabled=True, gate=0.5, least_passes=8)
+    found = traces(serial(adaptive, tmp_path / "adaptive"), passes=32)
+    stopped = found["passes"] < 32
+    assert stopped.any()
+    assert set(found["passes"][stopped]) <= {8, 16, 24}
+    np.testing.assert_allclose(found["trace_pre"][~stopped], whole["trace_pre"][~stopped], rtol=1e-5)
+    cut = changed(adaptive, "performance", image_block=5)
+    same(found, traces(serial(cut, tmp_path / "cut"), passes=32), 1e-5)
+    with pytest.raises(InputError, match=r"one job\.passes"):
+        McDropoutJob(options_of(images, model, passes=[4, 8], adaptive={"enabled": True})).check()
+
+
+def test_the_torch_stream_is_one_unit_per_trial(images, model, tmp_path):
+    options = options_of(images, model, trials=2, passes=4, perturbation={"rng": "torch", "compat": "uniform_linear"})
+    found = traces(serial(options, tmp_path / "a"), passes=4)
+    assert np.isfinite(found["trace_pre"]).all()
+    cut = changed(options, "performance", image_block=3, pass_block=1)
+    same(found, traces(serial(cut, tmp_path / "b"), passes=4), 0)
+
+
 def test_one_trial_is_reported_as_insufficient(images, model, tmp_path):
     results = serial(options_of(images, model, trials=1, passes=4), tmp_path)
     summary = json.loads((results / "summary.json").read_text())
@@ -285,6 +314,7 @@ def test_a_gpu_that_is_not_there_is_said(images, model, tmp_path):
         ({"experiment": "exp9"}, "experiment"),
         ({"perturbation": {"select": "sites"}}, "sites"),
         ({"ambiguity": {"templates": "a photo"}}, "templates"),
+        ({"adaptive": {"enabled": True}, "perturbation": {"rng": "torch"}}, "philox"),
         ({"groupwise": {"min_p": 0.2, "max_p": 0.1}}, "min_p"),
     ],
 )
@@ -304,3 +334,66 @@ def test_the_documented_defaults_are_the_options(request):
     named["model"] = {**named["model"], "weights": {k: v for k, v in named["model"]["weights"].items() if v}}
     assert build(McDropoutOptions, named) == build(McDropoutOptions, {"data_dir": "images"})
     assert set(SMALL) == set(EXPERIMENTS)
+
+
+CUT = {"image_block": 3, "pass_block": 8}
+
+
+def _run(path, images, model, ranks):
+    """Start the engine's ranks on a run directory."""
+    config = {
+        "job": {
+            "_target_": "tessera.mcdropout.job.McDropoutJob",
+            "name": "mcdropout",
+            "data_dir": str(images),
+            "models": ["tiny"],
+            "model": {"init": "random", "weights": {"tiny": str(model)}},
+            "device": "cpu",
+            "dropout": 0.1,
+            "trials": 2,
+            "passes": [4, 64],
+            "performance": CUT,
+        },
+        "run": {"dir": str(path)},
+        "cluster": {"ranks": ranks, "threads_per_process": 1},
+        "checkpoint": {"every": 0.2},
+        "engine": {"heartbeat": 0.1},
+        "seed": 1,
+    }
+    if not path.is_dir():
+        RunDir.prepare(path, config)
+    environment = rank_environment(ranks)
+    with output_of(path).open("w") as output:
+        return subprocess.Popen(
+            rank_command(path, ranks), env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+
+
+def _units_done(path):
+    try:
+        stages = json.loads((path / "progress.json").read_text())["stages"]
+    except (OSError, ValueError):
+        return 0
+    return sum(stage["done"] for stage in stages if stage["name"] == "trials")
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_ranks_a_kill_and_a_resume_do_not_show(images, model, tmp_path):
+    path = tmp_path / "killed"
+    process = _run(path, images, model, 3)
+    deadline = time.monotonic() + 120
+    while _units_done(path) < 4 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    ranks = json.loads((path / "progress.json").read_text())["ranks"]
+    os.kill(ranks[1]["pid"], signal.SIGKILL)
+    assert process.wait(timeout=60) != 0
+    assert not (path / "results" / "mcdropout.h5").exists()
+    resumed = _run(path, images, model, 1)
+    assert resumed.wait(timeout=250) == 0, output_of(path).read_text()
+    assert (path / "report" / "index.html").is_file()
+    options = options_of(images, model, trials=2, passes=[4, 64], performance=CUT)
+    reference = serial(options, tmp_path / "here")
+    same(traces(path / "results", passes=64), traces(reference, passes=64), 0)
+    for name in ("tiny/exp0_trials_T64.npz", "tiny/exp0_trials_T4.npz", "exp0_overall_summary.json"):
+        assert (path / "results" / name).read_bytes() == (reference / name).read_bytes()

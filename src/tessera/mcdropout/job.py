@@ -89,7 +89,7 @@ class McDropoutJob(Job):
 
         with explained():
             settings = settle(self.options, self.experiment.defaults)
-            self._bench = Workbench(self.options, settings, ctx.device)
+            self._bench = Workbench(self.options, settings, ctx.device, ctx.threads)
             found = ctx.ranks.bcast(self._subject_of(settings, ctx) if ctx.rank == 0 else None)
         if isinstance(found, str):
             raise InputError(found)
@@ -230,6 +230,13 @@ class McDropoutJob(Job):
         usable = replace(settings, models=tuple(m for m in settings.models if m not in problems))
         found = {model: architecture(self.options, model) for model in usable.models}
         for arm in self.experiment.arms(usable, lambda _: ()):
+            if self.options.adaptive.enabled and (len(arm.passes) > 1 or arm.geometry):
+                msg = (
+                    f"adaptive stops each image at a T of its own, and experiment {self.options.experiment} needs "
+                    f"{'all passes of all images' if arm.geometry else f'T = {list(arm.passes)}'}; "
+                    f"{'set job.adaptive.enabled=false' if arm.geometry else 'give one job.passes, the most'}"
+                )
+                raise ValueError(msg)
             if isinstance(arm.perturbation, ByRecipe):
                 schedule_of(arm, found[arm.model])
 

@@ -230,3 +230,11 @@ class McDropoutOptions:
     module_scan: ScanOptions = ScanOptions()
     groupwise: GroupOptions = GroupOptions()
     text: TextOptions = TextOptions()
+
+    def __post_init__(self) -> None:
+        if self.adaptive.enabled and self.perturbation.rng == "torch":
+            msg = "adaptive stops images one by one, and rng: torch draws for all of them at once; use rng: philox"
+            raise ValueError(msg)
+        if self.adaptive.enabled and (self.performance.pass_block is not None or self.outputs.geometry):
+            msg = "adaptive needs whole trials and has no common T; leave pass_block null and outputs.geometry false"
+            raise ValueError(msg)

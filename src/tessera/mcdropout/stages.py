@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hpc.context import Context
+    from tessera.mcdropout.options import McDropoutOptions
+    from tessera.mcdropout.trial import TrialEngine, TrialResult
     from tessera.mcdropout.workbench import Workbench
 
 TRIALS = "trials"
@@ -209,27 +211,55 @@ def run_place(job: Ready, arm: Arm, place: Place, images: NDArray[np.int64]) -> 
     else:
         inputs = job.pixels(arm.model, images)
     whole = place.stop - place.start == arm.passes[-1]
-    done = engine.run(
-        inputs,
-        images - arm.first,  # so that a category's masks do not depend on the images before it
-        seed=arm.seeds[place.trial],
-        trial=place.trial,
-        passes=range(place.start, place.stop),
-        features=arm.geometry or options.outputs.features,
-        snapshots=arm.passes if whole else (),
-    )
+    numbers = images - arm.first  # so that the masks of a category do not depend on the images before it
+    done = _passes(engine, arm, place, inputs, numbers, options)
     kept: dict[str, NDArray[Any]] = {}
     if options.outputs.features and done.features is not None:
         kept["features"] = done.features
     if not whole:
         weighted = np.array(options.outputs.weighted_trace)
         return kept | dict(done.moments.arrays()) | {"weighted": weighted}
-    reference = engine.prepare(inputs, images - arm.first).reference.float().cpu().numpy()
-    kept |= reduced(done.snapshots, reference.astype(np.float64), weighted=options.outputs.weighted_trace)
+    reference = engine.prepare(inputs, numbers).reference.float().cpu().numpy()
+    snapshots = done.snapshots or {arm.passes[-1]: done.moments}
+    kept |= reduced(snapshots, reference.astype(np.float64), weighted=options.outputs.weighted_trace)
     if arm.geometry and done.features is not None:
         with threadpool_limits(1, "blas"):  # sums must not depend on the number of threads
             kept |= shape_columns(done.features)
     return kept | ({"reference": reference} if place.trial == 0 else {})
+
+
+def _passes(
+    engine: TrialEngine,
+    arm: Arm,
+    place: Place,
+    inputs: Tensor,
+    numbers: NDArray[np.int64],
+    options: McDropoutOptions,
+) -> TrialResult:
+    from tessera.mcdropout.adaptive import run_adaptive
+
+    seed, adaptive = arm.seeds[place.trial], options.adaptive
+    if adaptive.enabled:
+        return run_adaptive(
+            engine,
+            inputs,
+            numbers,
+            seed=seed,
+            trial=place.trial,
+            most=place.stop,
+            least=adaptive.least_passes,
+            gate=adaptive.gate,
+            confidence=adaptive.confidence,
+        )
+    return engine.run(
+        inputs,
+        numbers,
+        seed=seed,
+        trial=place.trial,
+        passes=range(place.start, place.stop),
+        features=arm.geometry or options.outputs.features,
+        snapshots=arm.passes if place.stop - place.start == arm.passes[-1] else (),
+    )
 
 
 def study_so_far(job: Ready, steps: int, ctx: Context) -> Study:

@@ -151,6 +151,8 @@ class Workbench:
         Of the job.
     assigned
         The GPU of this rank, ``cuda:N``, or ``cpu``.
+    threads
+        This rank may use on CPU.
 
     Raises
     ------
@@ -158,13 +160,13 @@ class Workbench:
         If the device asked for is not there.
     """
 
-    def __init__(self, options: McDropoutOptions, settings: Settings, assigned: str) -> None:
-        self._options, self._settings = options, settings
+    def __init__(self, options: McDropoutOptions, settings: Settings, assigned: str, threads: int = 1) -> None:
+        self._options, self._settings, self._threads = options, settings, threads
         self.device = choose_device(options.device, assigned)
         speed = options.performance
         set_switches(self.device, tf32=speed.tf32, cudnn_benchmark=speed.cudnn_benchmark)
         if self.device.type == "cpu":
-            # Some of torch's operations round differently with another number of threads; ranks use the cores instead.
+            # Some of torch's operations round differently with another number of threads: the engine brings its own.
             torch.set_num_threads(1)
         self._models: OrderedDict[str, Loaded] = OrderedDict()
         self._engines: dict[str, EngineKey] = {}
@@ -233,4 +235,5 @@ class Workbench:
             shared_masks=how.masks == "shared",
             precision=speed.precision,
             compile=speed.compile,
+            threads=self._threads,
         )
