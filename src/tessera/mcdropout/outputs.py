@@ -47,12 +47,12 @@ def _plain(value: Any) -> Any:
 
 
 def summary(study: Study) -> dict[str, Any]:
-    """Return the flat numbers by which runs of a sweep are compared: one verdict per model and arm, at the last T."""
+    """Return the flat numbers by which runs of a sweep are compared: of every arm's trace_pre, at its last T."""
     found: dict[str, Any] = {}
     statuses = []
     for key, table in study.tables.items():
         measured = reliability(table.trials("trace_pre"))
-        statuses.append(measured.status)
+        statuses += [measured.status, reliability(table.trials("trace_post")).status]
         found[f"{key}.status"] = measured.status
         found[f"{key}.spearman"] = measured.pairwise_spearman_median
         found[f"{key}.snr"] = measured.snr

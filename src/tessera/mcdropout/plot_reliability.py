@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.mcdropout import reliability as gates
-from tessera.mcdropout.reliability import Reliability, reliability, spearman, spearman_matrix
+from tessera.mcdropout.reliability import Reliability, spearman, spearman_matrix
 from tessera.mcdropout.report_data import Trials
 from tessera.photometry.plot_style import (
     BLUE,
@@ -65,10 +65,20 @@ def curves(lines: Mapping[str, Sequence[tuple[float, Reliability]]], x_label: st
         axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
         axes.minorticks_off()
         if name == "snr":
-            axes.set_yscale("log")
+            _logarithmic(axes)
         tidy(axes, label, x_label)
     legend(grid[0], loc="best")
     return png(figure)
+
+
+def _logarithmic(axes: Axes) -> None:
+    """Make the y axis logarithmic, with plain numbers also where it spans less than a decade."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _draw_gates(axes: Axes, usable: float, failed: float | None, *, horizontal: bool) -> None:
@@ -88,6 +98,7 @@ def ranking(arms: Sequence[tuple[str, Reliability]]) -> bytes:
         axes.hlines(place, found.pairwise_spearman_q25, found.pairwise_spearman_q75, color=BLUE, lw=4, alpha=0.35)
         axes.plot(found.pairwise_spearman_median, place, "o", ms=4, color=BLUE)
     _draw_gates(axes, gates.USABLE_RHO, gates.FAILED_RHO, horizontal=False)
+    axes.set_xlim(min(-0.02, *(found.pairwise_spearman_q25 - 0.02 for _, found in shown)), 1.0)
     axes.set_yticks(y, [name for name, _ in shown])
     tidy(axes, "", "rank correlation between trials")
     return png(figure)
@@ -114,7 +125,7 @@ def convergence(lines: Mapping[str, Trials]) -> bytes:
         axes.set_xscale("log")
         axes.set_xticks(passes, [str(t) for t in passes])
         axes.minorticks_off()
-    right.set_yscale("log")
+    _logarithmic(right)
     tidy(left, "mean trace / that at the largest T", "passes T")
     tidy(right, "distance of the mean from the plain features / their norm", "passes T")
     legend(left, loc="lower right")
@@ -125,7 +136,7 @@ def convergence(lines: Mapping[str, Trials]) -> bytes:
 def matrix(names: Sequence[str], means: Sequence[Floats]) -> bytes:
     """Draw the rank correlations between arms, as numbers on a coloured grid."""
     rho = spearman_matrix(np.stack(means))
-    size = 0.62 * len(names) + 1.6
+    size = 0.42 * len(names) + 1.4
     figure = new_figure(min(size, 8.0), min(size + 1.2, WIDTH))
     axes = figure.subplots()
     axes.imshow(rho, vmin=0, vmax=1, cmap="Blues")
@@ -152,7 +163,7 @@ def ambiguity(models: Mapping[str, tuple[Floats, Mapping[str, Floats]]]) -> byte
     for row, (model, (trace, found)) in zip(grid, models.items(), strict=True):
         for axes, (kind, colour) in zip(row, kinds, strict=True):
             axes.plot(found[kind], trace, ".", ms=3, color=colour, alpha=0.6)
-            axes.set_yscale("log")
+            _logarithmic(axes)
             rho = spearman(trace, found[kind])
             tidy(axes, f"{model}: rank correlation {rho:+.2f}", f"{kind} of the classifier", "trace")
     return png(figure)
@@ -170,8 +181,3 @@ def effective_ranks(models: Mapping[str, Floats]) -> bytes:
     tidy(axes, "", "effective rank", "images")
     legend(axes, loc="upper left")
     return png(figure)
-
-
-def reliabilities(arms: Sequence[Trials], column: str = "trace_pre") -> list[tuple[str, Reliability]]:
-    """Return the reliability of every arm at its largest T."""
-    return [(arm.key, reliability(arm.last(column))) for arm in arms]

@@ -61,9 +61,9 @@ def sections(run: RunView) -> list[Section]:
 def _verdict(found: Everything) -> Section:
     facts = found.facts
     remarks = [r for model in facts["models"].values() for r in model["remarks"]]
-    statuses = [r.status for _, r in plot_reliability.reliabilities(found.arms)]
+    statuses = [r.status for side in ("pre", "post") for _, r in reliabilities(found.arms, f"trace_{side}")]
     decision = go_no_go(statuses) if statuses else "no model could be used"
-    text = " ".join([*remarks, f"Experiment {facts['experiment']}: {decision}."])
+    text = " ".join([*(f"{remark}." for remark in remarks), f"Experiment {facts['experiment']}: {decision}."])
     if facts["masks"] == "shared":
         text += " All images of a pass share their masks (masks: shared): agreement is higher by construction."
     for model, reason in facts["skipped"].items():
@@ -124,8 +124,13 @@ def _agreement(arms: Sequence[Trials]) -> list[Section]:
     if rates:
         figures.append(Figure(plot_reliability.curves(rates, "dropout rate p"), captions.RANKS))
     if not figures or len(several) > 1:
-        figures.append(Figure(plot_reliability.ranking(plot_reliability.reliabilities(several)), captions.ARMS))
+        figures.append(Figure(plot_reliability.ranking(reliabilities(several, "trace_pre")), captions.ARMS))
     return [Section("How far the trials agree", figures=figures)]
+
+
+def reliabilities(arms: Sequence[Trials], column: str) -> list[tuple[str, Reliability]]:
+    """Return the reliability of every arm at its largest T."""
+    return [(arm.key, reliability(arm.last(column))) for arm in arms]
 
 
 def _over_passes(arm: Trials) -> list[tuple[float, Reliability]]:

@@ -125,8 +125,8 @@ def _small(path: str) -> NDArray[np.uint8]:
     canvas = np.full((_THUMBNAIL, _THUMBNAIL, 3), 255, np.uint8)
     try:
         with Image.open(path) as image:
-            small = image.convert("RGB")
-            small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+            scale = _THUMBNAIL / max(image.size)
+            small = image.convert("RGB").resize([max(1, round(scale * side)) for side in image.size])
     except OSError:  # moved since it was read: the report shows an empty field
         return canvas
     pixels = np.asarray(small)
