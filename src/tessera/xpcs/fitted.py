@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tessera.xpcs.dataset import Dataset
 from tessera.xpcs.physics import Floats, g1_squared
+from tessera.xpcs.threads import one_blas_thread
 
 _BLOCK: Final = 128
 _PIXELS: Final = 180
@@ -95,61 +96,55 @@ def compare(fitted: Fitted, angle: int) -> AngleFit:
     n = fitted.dataset.rows.n_t
     step = -(-n // _PIXELS)
     m = -(-n // step)
-    picture = np.zeros((3, m, m))
-    by_lag = np.zeros((3, n))
-    moments = np.zeros(6)
-    scale, base = fitted.contrast[angle], fitted.offset[angle]
-    for first, data, g, used in _blocks(fitted, angle, step * max(1, _BLOCK // step)):
-        fit = base + scale * g
-        values, model = np.where(used, data, 0.0), np.where(used, fit, 0.0)
-        moments += _moments(data[used] - base, g[used], fitted.sigma, scale)
-        for k, part in enumerate((values, model, used)):
-            picture[k] += _pixels(np.asarray(part, np.float64), first, step, m)
-        lags = (np.arange(first, n)[None] - np.arange(first, first + len(data))[:, None])[used]
-        for k, weights in enumerate((data[used], fit[used], None)):
-            by_lag[k] += np.bincount(lags, weights, n)
-    return _finished(moments, by_lag, picture, base, fitted.sigma, step)
+    picture, by_lag, moments = np.zeros((3, m, m)), np.zeros((3, n)), np.zeros(6)
+    scale, base = float(fitted.contrast[angle]), float(fitted.offset[angle])
+    with one_blas_thread():
+        for first, used, y, g in _blocks(fitted, angle, base, step * max(1, _BLOCK // step)):
+            residual = y - scale * g
+            moments += [used.sum(), np.vdot(residual, residual), g.sum(), np.vdot(g, g), y.sum(), np.vdot(g, y)]
+            for k, part in enumerate((used, y, g)):
+                _add_pixels(picture[k], part, first, step)
+                for i, row in enumerate(part):
+                    by_lag[k, : row.size - i] += row[i:]
+    return _finished(moments, by_lag, picture, (scale, base, fitted.sigma), step)
 
 
-def _blocks(fitted: Fitted, angle: int, rows: int) -> Iterator[tuple[int, Floats, Floats, NDArray[np.bool_]]]:
-    """Yield first row, data, g₁² and which pairs count, from the diagonal on; all shapes (rows, n_t - first)."""
+def _blocks(fitted: Fitted, angle: int, base: float, rows: int) -> Iterator[tuple[int, Floats, Floats, Floats]]:
+    """Yield blocks of rows from the diagonal on: first row, 1 where a pair counts, data above the offset, g₁².
+
+    The arrays have shape (rows, n_t - first) and are zero where a pair does not count.
+    """
     source = fitted.dataset.rows
     for first in range(0, source.n_t, rows):
         end = min(first + rows, source.n_t)
         data = np.asarray(source.rows(angle, first, end), np.float64)
-        above = np.arange(source.n_t - first) > np.arange(end - first)[:, None]
-        yield first, data, fitted.g1_squared(angle, first, end)[:, first:], above & np.isfinite(data)
+        used = np.isfinite(data)
+        used &= np.arange(source.n_t - first) > np.arange(end - first)[:, None]
+        g = fitted.g1_squared(angle, first, end)[:, first:]
+        yield first, used.astype(np.float64), np.where(used, data - base, 0.0), np.where(used, g, 0.0)
 
 
-def _moments(y: Floats, g: Floats, sigma: float, scale: float) -> Floats:
-    """Return count, chi², and the sums g, g², y, g y of data from which the fitted offset is subtracted."""
-    residual = y - scale * g
-    return np.array([y.size, residual @ residual / sigma**2, g.sum(), g @ g, y.sum(), g @ y])
-
-
-def _pixels(part: Floats, first: int, step: int, m: int) -> Floats:
-    """Return sums over blocks of pixels at their place in the picture; ``first`` is a multiple of ``step``."""
-    rows = np.add.reduceat(part, np.arange(0, part.shape[0], step), axis=0)
-    small = np.add.reduceat(rows, np.arange(0, part.shape[1], step), axis=1)
-    out = np.zeros((m, m))
+def _add_pixels(picture: Floats, part: Floats, first: int, step: int) -> None:
+    """Add sums over blocks of pixels at their place in the picture; ``first`` is a multiple of ``step``."""
+    if step > 1:
+        part = np.add.reduceat(part, np.arange(0, part.shape[0], step), axis=0)
+        part = np.add.reduceat(part, np.arange(0, part.shape[1], step), axis=1)
     top = first // step
-    out[top : top + small.shape[0], top : top + small.shape[1]] = small
-    return out
+    picture[top : top + part.shape[0], top : top + part.shape[1]] += part
 
 
-def _finished(moments: Floats, by_lag: Floats, picture: Floats, base: float, sigma: float, step: int) -> AngleFit:
-    count, chi2, g, gg, y, gy = moments
+def _finished(moments: Floats, by_lag: Floats, picture: Floats, law: tuple[float, float, float], step: int) -> AngleFit:
+    scale, base, sigma = law
+    count, squares, g, gg, y, gy = (float(v) for v in moments)
     spread = gg - g * g / count if count else 0.0
     contrast = (gy - g * y / count) / spread if spread > 0 else np.nan
     offset = base + (y - contrast * g) / count if count else np.nan
-    whole = picture + np.triu(picture, 1).transpose(0, 2, 1)
+    number, data, model = picture + np.triu(picture, 1).transpose(0, 2, 1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        data, fit = whole[0] / whole[2], whole[1] / whole[2]
-        residual = (whole[0] - whole[1]) / (sigma * np.sqrt(whole[2]))
-        lag_data, lag_fit = by_lag[0] / by_lag[2], by_lag[1] / by_lag[2]
-    return AngleFit(
-        int(count), float(chi2), float(contrast), float(offset), lag_data, lag_fit, data, fit, residual, step
-    )
+        residual = (data - scale * model) / (sigma * np.sqrt(number))
+        data, model = base + data / number, base + scale * model / number
+        lag_data, lag_fit = base + by_lag[1] / by_lag[0], base + scale * by_lag[2] / by_lag[0]
+    return AngleFit(int(count), squares / sigma**2, contrast, offset, lag_data, lag_fit, data, model, residual, step)
 
 
 _STACKED: Final = ("count", "chi2", "contrast", "offset", "lag_data", "lag_fit", "data", "fit", "residual")
