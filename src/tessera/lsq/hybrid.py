@@ -114,6 +114,9 @@ class Plan:
             regularization=c.regularization_factor,
             reflective=c.bounds_method == "reflective",
             linear=self.linear,
+            cg_from=c.cg_param_threshold,
+            cg_iterations=c.cg_max_iterations,
+            cg_tolerance=c.cg_relative_tolerance,
         )
 
 
@@ -209,7 +212,7 @@ def _after_first(state: FitState, plan: Plan, has_sample: bool) -> FitState:
     assert q is not None  # noqa: S101 - for the type checker
     after = _gauss_newton(has_sample)
     with phase("normalisation"):
-        space = normalised(state.x0, state.lower, state.upper, plan.config)
+        space = normalised(state.x0, state.lower, state.upper, plan.config, q)
     warm = warmup.start(q, space, plan.config, q.spread)
     if not warmup.done(warm) and not plan.config.enable_warm_start_detection:
         return dataclasses.replace(state, warm=warm, phase=PHASES.index("warm-up"))
@@ -316,14 +319,15 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]], plan: Plan) -> FitState:
         return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
     x0, lower, upper = (np.array(arrays[n]) for n in ("x0", "lower", "upper"))
-    first, warm, lm = part("first."), part("warm."), part("lm.")
-    space = normalised(x0, lower, upper, plan.config)
+    first_arrays, warm, lm = part("first."), part("warm."), part("lm.")
+    first = levenberg.quadratic_from(first_arrays) if first_arrays else None
+    space = normalised(x0, lower, upper, plan.config, first)
     return FitState(
         x0=x0,
         lower=lower,
         upper=upper,
         phase=int(arrays["phase"]),
-        first=levenberg.quadratic_from(first) if first else None,
+        first=first,
         warm=warmup.from_arrays(warm, space, plan.config) if warm else None,
         lm=levenberg.from_arrays(lm) if lm else None,
         sampled=float(arrays["sampled"]),

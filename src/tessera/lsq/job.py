@@ -110,7 +110,8 @@ class LsqJob(Job):
         x0, lower, upper = self._start(self._model)
         plan = Plan(self._config(), indices(self._model, o.linear))
         build = partial(_objective, self._model, self._source, self._settings(ctx))
-        return Problem(build, x0, lower, upper, plan, o.absolute_sigma, o.errors == "sandwich", _chunks)
+        sandwich = o.errors == "sandwich"
+        return Problem(build, x0, lower, upper, plan, o.absolute_sigma, sandwich, last=_chunks)
 
     def _settings(self, ctx: Context) -> Settings:
         o, config = self.options, self._config()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, get_args
 
-Strategy: TypeAlias = Literal["auto", "bounds", "p0", "none"]
+Strategy: TypeAlias = Literal["auto", "jacobian", "bounds", "p0", "none"]
 WarmupOptimizer: TypeAlias = Literal["lbfgs", "adam"]
 LineSearch: TypeAlias = Literal["wolfe", "backtracking"]
 Criterion: TypeAlias = Literal["plateau", "gradient", "max_iter"]
@@ -30,9 +30,9 @@ class HybridStreamingConfig:
     Attributes
     ----------
     normalize, normalization_strategy
-        Scale of the parameters during the warm-up: ``bounds`` (the box becomes the unit cube), ``p0`` (start values
-        become ±1), ``none``; ``auto`` takes bounds where both are finite, else p0. The Gauss-Newton phase
-        scales itself by the Jacobian's columns besides.
+        Scale of the parameters during the warm-up: ``jacobian`` (one unit changes the model by the spread of the data),
+        ``bounds`` (the box becomes the unit cube), ``p0`` (start values become ±1), ``none``; ``auto`` is jacobian.
+        The Gauss-Newton phase scales itself by the Jacobian's columns anyway.
     warmup_optimizer
         ``lbfgs`` or ``adam``.
     warmup_iterations, max_warmup_iterations
