@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+
 from tessera.mcdropout.text import TextConfig, TextTower
 from tessera.mcdropout.towers import TowerConfig, VisionTower, initialise
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+
 from tessera.mcdropout.errors import DrawError
 from tessera.mcdropout.masks import (
     DeviceKeys,

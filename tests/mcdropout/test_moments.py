@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from tessera.mcdropout.moments import Moments, effective_rank, trace_spread
 
 N, D = 5, 40

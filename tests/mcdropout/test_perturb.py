@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from mcdropout.small_towers import clip
+
 from tessera.mcdropout.errors import SiteError
 from tessera.mcdropout.masks import DeviceKeys, Pairs, dropped_elements
 from tessera.mcdropout.perturb import DenseDraws, SparseDraws, TorchDraws, Watch, drop, first_token_exact

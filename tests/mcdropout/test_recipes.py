@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 from mcdropout.small_towers import clip, siglip
+
 from tessera.mcdropout.errors import DrawError, SiteError
 from tessera.mcdropout.recipes import Recipe, Schedule, Strength, group_of, resolve
 
