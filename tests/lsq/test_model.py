@@ -131,3 +131,16 @@ def test_a_sample_that_is_unlike_the_rest_does_no_harm():
 def test_no_code_path_changes_the_callers_precision():
     fit(lambda x, a: a * x, (X[1], Y), [1.0])
     assert jnp.ones(3).dtype == jnp.float32
+
+
+def test_several_starts_find_the_valley_that_one_misses():
+    x = np.linspace(0, 10, 300)
+    y = np.sin(2.3 * x) + 0.05 * RNG.standard_normal(300)
+
+    def wave(x, omega):
+        return jnp.sin(omega * x)
+
+    alone = fit(wave, (x, y), [1.0], bounds=(0.2, 5.0))
+    many = fit(wave, (x, y), [1.0], bounds=(0.2, 5.0), config=HybridStreamingConfig.with_multistart(20))
+    assert abs(alone.x[0] - 2.3) > 0.1
+    assert abs(many.x[0] - 2.3) < 4 * many.errors[0]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tessera.lsq import hybrid, levenberg
+from tessera.lsq.cg import steihaug
 from tessera.lsq.fit import run
 from tessera.lsq.hybrid import Plan
 from tessera.lsq.levenberg import LMOptions
@@ -235,6 +236,38 @@ def test_steps_keep_to_the_trust_region():
         )  # fmt: skip
         assert 0.85 * radius <= step.length <= 1.11 * radius
         assert step.predicted > 0
+
+
+def test_many_parameters_go_by_conjugate_gradients_to_the_same_minimum():
+    rng = np.random.default_rng(6)
+    design = rng.standard_normal((200, 40)) * 10.0 ** rng.uniform(-3, 3, 40)
+    y = rng.standard_normal(200)
+
+    def problem():
+        # A mildly nonlinear chain: every residual bends with its own prediction.
+        def r(p):
+            f = design @ p
+            return f + 0.1 * np.sin(f) - y
+
+        return Residuals(r, lambda p: (1 + 0.1 * np.cos(design @ p))[:, None] * design, 40)
+
+    dense = minimum(problem(), np.zeros(40))
+    sparse = minimum(problem(), np.zeros(40), config=COLD.replace(cg_param_threshold=10))
+    assert dense.success
+    assert sparse.success
+    np.testing.assert_allclose(sparse.x, dense.x, atol=1e-6 * np.abs(dense.x).max())
+    np.testing.assert_allclose(sparse.x / sparse.errors, dense.x / dense.errors, atol=1e-6)
+
+
+def test_conjugate_gradients_stop_at_the_trust_radius_or_at_the_minimum():
+    rng = np.random.default_rng(7)
+    a = rng.standard_normal((30, 12))
+    h, g = a.T @ a, rng.standard_normal(12)
+    whole = steihaug(lambda v: h @ v, g, np.inf, tolerance=1e-12, most=100)
+    np.testing.assert_allclose(whole, -np.linalg.solve(h, g), rtol=1e-8)
+    short = steihaug(lambda v: h @ v, g, 0.1 * np.linalg.norm(whole), tolerance=1e-12, most=100)
+    assert np.linalg.norm(short) == pytest.approx(0.1 * np.linalg.norm(whole))
+    assert g @ short + 0.5 * short @ h @ short < 0
 
 
 def test_the_state_machine_makes_one_pass_a_step():

@@ -31,6 +31,7 @@ from tessera.lsq.sources import Chunk, prefetched
 Arrays = Mapping[str, NDArray[Any]]
 
 _SINGLE: Final = 1_000_000  # points from which a pass in float32 saves more than its compilation costs
+_UNSHARED: Final = 8000  # elements of a matrix that no BLAS shares out over threads
 _ROWS: Final = 1 << 22  # bytes of [J r] up to which a single chunk is factorised
 
 
@@ -45,7 +46,7 @@ class Settings:
     threads
         Chunks computed at the same time.
     scan
-        Whether the loop over tiles is inside the compiled function; else a chunk is one tile.
+        Whether the loop over the tiles of a chunk is inside the compiled function.
     precision
         ``float32`` or ``float64``; ``auto``: float32 where the caller says it will do, there are a million points or
         more, and the data can be told apart in it.
@@ -67,7 +68,7 @@ class ModelObjective:
     model, source, add
         Model, checked data, and the sum over chunks and ranks.
     settings
-        How.
+        How. (Without ``scan`` the tiles of a chunk are looped over in Python.)
     every
         Only every so many-th chunk takes part: a sample.
     """
@@ -105,7 +106,7 @@ class ModelObjective:
         trace(self.model, chunk.x)
         what = self._pass(2, single=False, scores=False)
         out = self._contribution(what, x0, chunk, first=False)
-        if not np.isfinite(out["cost"]) or not np.isfinite(out["gram"]).all():
+        if not all(np.isfinite(v).all() for v in out.values()):
             raise ModelError(_not_finite(self.model, x0, chunk))
         if what.tile:
             self._require_pointwise(what, x0, chunk)
@@ -157,7 +158,9 @@ class ModelObjective:
         m = min(self.source.chunk_size, self.source.n_points)
         small = len(self.chunks) == 1 and 8 * (len(self.model.arguments) + 1) * m <= _ROWS
         rows = small and order > 0 and not low and self.model.groups is None
-        tile = 0 if small or not s.scan else tile_of(self.source.chunk_size)
+        # Rows are factorised here, block by block; products of long rows would be shared out over threads by XLA, in an
+        # order that depends on their number: they are made tile by tile.
+        tile = 0 if rows else tile_of(self.source.chunk_size)
         return Pass(order, low, scores, s.loss, s.loss_scale, tile, rows)
 
     def _contribution(self, what: Pass, theta: Vector, chunk: Chunk, first: bool) -> Arrays:
@@ -168,10 +171,18 @@ class ModelObjective:
         edge = [(0, 0)] * (chunk.x.ndim - 1) + [(0, fill)]
         x = np.pad(chunk.x, edge, mode="edge") if fill else chunk.x
         y, weights = (np.pad(chunk.y, (0, fill)), np.pad(w, (0, fill))) if fill else (chunk.y, w)
-        out = compiled(self.model, what)(theta, np.ascontiguousarray(x), y, weights)
-        sums = {k: np.asarray(v) for k, v in out.items() if k != "rows"}
+        step = y.size if self.settings.scan or what.rows else what.tile
+        run = compiled(self.model, what)
+        sums: dict[str, NDArray[Any]] = {}
+        for first_of in range(0, y.size, step):
+            part = slice(first_of, first_of + step)
+            out = run(theta, np.ascontiguousarray(x[..., part]), y[part], weights[part])
+            sums = {k: np.asarray(v) + sums.get(k, 0) for k, v in out.items()}
         if what.rows:
-            sums["root"] = _triangle(np.asarray(out["rows"]))
+            del sums["gram"]
+            sums["root"] = _triangle(sums.pop("rows"))
+            if what.loss == "linear":
+                sums["cost"] = np.array(0.5 * np.sum(sums["root"][:, -1] ** 2))
         sums["count"] = np.array(np.count_nonzero(w), np.int64)
         sums["rejected"] = np.array(w.size, np.int64) - sums["count"]
         return sums | (_sums_of_data(chunk.y, w) | {"blunt": np.array(float(not self.source.single))} if first else {})
@@ -180,7 +191,7 @@ class ModelObjective:
         p = theta.size
         layout = self.model.layout()
         gradient, hessian = np.zeros(p), np.zeros((p, p))
-        if order > 0:
+        if "gram" in sums:
             for index, gram in zip(layout, sums["gram"], strict=True):
                 hessian[np.ix_(index, index)] += gram[:-1, :-1]
                 gradient[index] += gram[:-1, -1]
@@ -189,7 +200,7 @@ class ModelObjective:
             scores = np.zeros((p, p))
             for index, middle in zip(layout, sums["scores"], strict=True):
                 scores[np.ix_(index, index)] += middle
-        root = sums.get("root")
+        root = sums.get("root") if order > 0 else None
         if root is not None:
             with np.errstate(over="ignore", invalid="ignore"):
                 full = root.T @ root
@@ -237,11 +248,19 @@ def _moments(sums: Arrays) -> dict[str, float]:
 
 
 def _triangle(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the triangular factor of the transposed rows, filled up to a square."""
+    """Return the triangular factor of the transposed rows, filled up to a square.
+
+    Blocks are factorised one after the other, each with the factor so far on top (Golub & Van Loan, section 5.3.9),
+    small enough for no BLAS to use threads on them: the bits would depend on how many.
+    """
     q = rows.shape[0]
     if not np.isfinite(rows).all():
         return np.full((q, q), np.nan)
+    block = max(_UNSHARED // q, 2 * q)
+    factor = np.zeros((0, q))
+    for first in range(0, rows.shape[1], block):
+        stacked = np.concatenate([factor, rows[:, first : first + block].T])
+        factor = np.asarray(np.linalg.qr(stacked, mode="r"))
     square = np.zeros((q, q))
-    factor: NDArray[np.float64] = np.linalg.qr(rows.T, mode="r")  # type: ignore[assignment]
     square[: factor.shape[0]] = factor
     return square

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
+import shutil
 import tempfile
+import time
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+_PREFIX: Final = ".process-"
+_STALE: Final = 2 * 86400  # seconds; links take no room, so there is no hurry
 
 
 def double() -> AbstractContextManager[Any]:
@@ -40,12 +47,14 @@ def use_persistent_cache() -> None:
     import jax
 
     config: Any = jax.config  # its options are not typed
-    common = cache_folder()
+    chosen = cache_folder()
+    common = None if chosen is None else chosen / _processor()
     if common is None or config.jax_compilation_cache_dir is not None:
         return
     try:
         common.mkdir(parents=True, exist_ok=True)
-        own = tempfile.TemporaryDirectory(prefix=".process-", dir=common, ignore_cleanup_errors=True)
+        _sweep(common)
+        own = tempfile.TemporaryDirectory(prefix=_PREFIX, dir=common, ignore_cleanup_errors=True)
         _link(common, Path(own.name))
     except OSError:
         return  # a full or read-only home costs a compilation, not the fit
@@ -60,6 +69,26 @@ def use_persistent_cache() -> None:
         own.cleanup()
 
     atexit.register(publish)
+
+
+def _processor() -> str:
+    """Return a name for this kind of processor: code compiled for another may use instructions it lacks."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:12]}"
+
+
+def _sweep(common: Path) -> None:
+    """Remove the folders of processes that were killed: those nobody has touched for two days."""
+    for folder in common.glob(f"{_PREFIX}*"):
+        try:
+            if time.time() - folder.stat().st_mtime > _STALE:
+                shutil.rmtree(folder, ignore_errors=True)
+        except FileNotFoundError:
+            continue  # its own process, or another, was quicker
 
 
 def _link(source: Path, target: Path) -> None:

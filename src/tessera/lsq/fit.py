@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tessera.lsq import hybrid
+from tessera.lsq import hybrid, multistart
 from tessera.lsq.accumulate import ModelObjective, Settings
 from tessera.lsq.errors import DataError, FitInputError, ModelError, StartError
 from tessera.lsq.guard import Guarded, NanPolicy
@@ -129,6 +130,15 @@ def fit(
     objective = ModelObjective(described, source, over(comm), settings)
     objective.check(x0)
     plan = Plan(options, indices(described, linear))
+    if options.enable_multistart:
+        small = hybrid.sample_of(objective) or objective
+        advance = (
+            multistart.in_turn(small, plan.lm)
+            if comm is None or comm.size == 1
+            else multistart.in_groups(comm, lambda add: dataclasses.replace(objective, add=add), plan.lm)
+        )
+        points = multistart.starts(x0, lower, upper, options)
+        x0 = multistart.choose(points, lower, upper, advance, options)
     return run(objective, x0, lower, upper, plan, absolute_sigma=absolute_sigma, sandwich=sandwich)
 
 

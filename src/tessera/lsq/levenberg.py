@@ -15,10 +15,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tessera.lsq.cg import steihaug
 from tessera.lsq.profile import phase
 from tessera.lsq.quadratic import Quadratic, Vector
 from tessera.lsq.result import HISTORY, Status
-from tessera.lsq.subproblem import Bounds, Linear, Step, bounded_step, column_scale, degenerate, linearised
+from tessera.lsq.subproblem import Bounds, Step, bounded_step, column_scale, degenerate, linearised
 
 Evaluate = Callable[[Vector], Quadratic]
 """A pass over the data of order 2."""
@@ -51,6 +52,9 @@ class LMOptions:
         Whether steps that leave the bounds may be mirrored at them.
     linear
         Indices of the parameters the model depends on linearly.
+    cg_from, cg_iterations, cg_tolerance
+        Number of parameters from which on steps are found by conjugate gradients (where there are no bounds), and how
+        exactly: the decomposition of JᵀJ otherwise takes p³ operations a pass.
     """
 
     tolerance: float = 1e-8
@@ -59,6 +63,9 @@ class LMOptions:
     regularization: float = 1e-14
     reflective: bool = True
     linear: tuple[int, ...] = ()
+    cg_from: int = 2000
+    cg_iterations: int = 100
+    cg_tolerance: float = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,14 +184,8 @@ def _judge(state: LMState, at: Quadratic, q: Quadratic, options: LMOptions) -> L
 
 def _propose(state: LMState, q: Quadratic, options: LMOptions) -> LMState:
     """Find out whether the best point is the minimum, and if not where to look next."""
-    problem = linearised(q, state.scale, options.regularization)
     linear = np.array(options.linear, np.intp)
-
-    def within(radius: float) -> Step:
-        return bounded_step(
-            problem, q.x, state.scale, state.box, radius=radius, linear=linear, reflective=options.reflective
-        )
-
+    within = _solver(state, q, options)
     full = within(np.inf)
     decrement = np.sqrt(max(2 * full.predicted, 0.0))
     noise = _noise(q)
@@ -198,7 +199,7 @@ def _propose(state: LMState, q: Quadratic, options: LMOptions) -> LMState:
         return _end(state, q, options, Status.ROUNDING)
     if state.passes >= options.max_passes:
         return dataclasses.replace(state, status=Status.MAX_PASSES.code)
-    gain = _linear_gain(problem, linear, q, state)
+    gain = _linear_gain(linear, q, state, options) if linear.size and not state.settle else None
     if gain is not None and decrement > noise and gain.predicted > _SEPARATED * full.predicted:
         chosen, settle = gain, True
     else:
@@ -224,10 +225,35 @@ def _moved(q: Quadratic, x: Vector, gain: float) -> Quadratic:
     return dataclasses.replace(q, x=x, cost=q.cost - gain, gradient=q.gradient + q.hessian @ (x - q.x))
 
 
-def _linear_gain(problem: Linear, linear: NDArray[np.intp], q: Quadratic, state: LMState) -> Step | None:
-    """Return the step that sets the linear parameters alone to their optimum, unless they are there."""
-    if not linear.size or state.settle:
-        return None
+def _solver(state: LMState, q: Quadratic, options: LMOptions) -> Callable[[float], Step]:
+    """Return the function that gives the best step within a radius."""
+    boxed = np.isfinite(state.lower).any() or np.isfinite(state.upper).any()
+    if q.x.size >= options.cg_from and not boxed and not options.linear:
+        return lambda radius: _conjugate(state, q, options, radius)
+    problem = linearised(q, state.scale, options.regularization)
+    linear = np.array(options.linear, np.intp)
+
+    def within(radius: float) -> Step:
+        return bounded_step(
+            problem, q.x, state.scale, state.box, radius=radius, linear=linear, reflective=options.reflective
+        )
+
+    return within
+
+
+def _conjugate(state: LMState, q: Quadratic, options: LMOptions, radius: float) -> Step:
+    gradient = q.gradient / state.scale
+
+    def product(v: Vector) -> Vector:
+        return np.asarray(q.hessian @ (v / state.scale) / state.scale)
+
+    d = steihaug(product, gradient, radius, tolerance=options.cg_tolerance, most=options.cg_iterations)
+    return Step(d, float(np.linalg.norm(d)), -float(d @ (gradient + 0.5 * product(d))))
+
+
+def _linear_gain(linear: NDArray[np.intp], q: Quadratic, state: LMState, options: LMOptions) -> Step:
+    """Return the step that sets the linear parameters alone to their optimum."""
+    problem = linearised(q, state.scale, options.regularization)
     others = ~_held(q.x.size, tuple(int(i) for i in linear))
     low, high = np.where(others, state.lower, q.x), np.where(others, state.upper, q.x)
     return bounded_step(problem, q.x, state.scale, Bounds(low, high), radius=np.inf, linear=linear, reflective=False)
