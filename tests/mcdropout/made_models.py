@@ -88,3 +88,5 @@ def tokenizer(folder: Path, *, clip: bool) -> None:
         single=template, special_tokens=[("<start>", 58), ("<end>", 59)]
     )
     backend.save(str(folder / "tokenizer.json"))
+    pad = "<end>" if clip else "<pad>"
+    (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": {"content": pad}}))

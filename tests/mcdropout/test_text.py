@@ -77,6 +77,10 @@ def test_what_cannot_be_encoded_is_said(tmp_path):
         tokenizer(["ab", "!!"])
     with pytest.raises(TextError, match="an empty list of texts"):
         tokenizer([])
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(TextError, match="names a padding token, which this model sees"):
+        read_tokenizer(tmp_path / "tokenizer.json", 8, "none", None)
+    assert read_tokenizer(tmp_path / "tokenizer.json", 8, "none", 0)(["ab"])[0].tolist() == [58, 2, 59] + [0] * 5
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(TextError, match="cannot be read as a tokenizer"):
         read_tokenizer(tmp_path / "tokenizer.json", 8, "none", 0)

@@ -37,6 +37,8 @@ _SIGLIP = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 1
 _SIGLIP_VISION = _SIGLIP | {"image_size": 224, "patch_size": 16}
 _SIGLIP_TEXT = _SIGLIP | {"max_position_embeddings": 64, "vocab_size": 32000}
 
+_GEMMA_TOKENS = 256_000
+
 # timm's sizes by name: width, blocks, heads, hidden width of the MLP.
 _TIMM_SIZES = {
     "base": (768, 12, 12, 3072),
@@ -64,8 +66,8 @@ class Architecture:
         The towers; `text` is None where the configuration has only an image encoder.
     preprocess
         How pictures are prepared.
-    cleaning, pad
-        How texts are cleaned before tokenization, and the number of the padding token.
+    cleaning
+        How texts are cleaned before tokenization.
     source
         The file, or the registry key, it was read from.
     """
@@ -74,7 +76,6 @@ class Architecture:
     text: TextConfig | None
     preprocess: Preprocess
     cleaning: Cleaning
-    pad: int
     source: str
 
 
@@ -146,9 +147,10 @@ def hugging_face_architecture(config: Mapping[str, Any], preprocessor: Mapping[s
     words = None if text is None else _hf_text(text, joint if clip else tower.width, source, clip=clip)
     preprocess = from_hugging_face(preprocessor, source)
     _require_size(preprocess, tower, source)
-    # What follows CLIP's end token is never seen; SigLIP has no mask, and its padding is.
-    pad = int((text or {}).get("eos_token_id" if clip else "pad_token_id") or 0)
-    return Architecture(tower, words, preprocess, "none" if clip else "lower", pad, source)
+    # SigLIP 2 has Gemma's tokens, and was trained on lower case; SigLIP on text without punctuation as well.
+    gemma = words is not None and words.vocabulary == _GEMMA_TOKENS
+    cleaning: Cleaning = "none" if clip else "lower" if gemma else "canonicalize"
+    return Architecture(tower, words, preprocess, cleaning, source)
 
 
 def _hf_clip(c: Mapping[str, Any], joint: int, source: str) -> TowerConfig:
@@ -245,7 +247,7 @@ def open_clip_architecture(model: Mapping[str, Any], preprocess: Mapping[str, An
         raise WeightsError(msg)
     prepared = from_open_clip(preprocess, tower.image_size, source)
     _require_size(prepared, tower, source)
-    return Architecture(tower, words, prepared, cleaning, 0, source)
+    return Architecture(tower, words, prepared, cleaning, source)
 
 
 def _native(c: Mapping[str, Any], embed_dim: int, activation: Activation, source: str) -> TowerConfig:

@@ -289,7 +289,9 @@ def _random(tower: VisionTower, text: TextTower | None, seed: int) -> float:
 def _tokenizer(architecture: Architecture, folder: Path | None, *, needed: bool) -> Tokenizer | None:
     if architecture.text is None or folder is None or not (needed or (folder / "tokenizer.json").is_file()):
         return None
-    return read_tokenizer(folder / "tokenizer.json", architecture.text.context, architecture.cleaning, architecture.pad)
+    # CLIP's tower sees nothing behind the end token, so there any padding does.
+    pad = 0 if architecture.text.causal else None
+    return read_tokenizer(folder / "tokenizer.json", architecture.text.context, architecture.cleaning, pad)
 
 
 def _provenance(architecture: Architecture, files: WeightFiles | None, seed: int) -> dict[str, Any]:

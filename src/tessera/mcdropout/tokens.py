@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ class Tokenizer:
         return torch.tensor([encoding.ids for encoding in self.backend.encode_batch(cleaned)], dtype=torch.int64)
 
 
-def read_tokenizer(path: Path, context: int, cleaning: Cleaning, pad: int) -> Tokenizer:
+def read_tokenizer(path: Path, context: int, cleaning: Cleaning, pad: int | None) -> Tokenizer:
     """Read a ``tokenizer.json``.
 
     Parameters
@@ -80,12 +81,12 @@ def read_tokenizer(path: Path, context: int, cleaning: Cleaning, pad: int) -> To
     cleaning
         What is done to a text first.
     pad
-        Number of the padding token, if the file does not say.
+        Number of the padding token if no file says; None if it matters, because the model sees it.
 
     Raises
     ------
     TextError
-        If the file is missing or cannot be read.
+        If the file is missing or cannot be read, or the padding matters and is not known.
     """
     from tokenizers import Tokenizer as Backend
 
@@ -97,9 +98,34 @@ def read_tokenizer(path: Path, context: int, cleaning: Cleaning, pad: int) -> To
     except Exception as error:  # the Rust side raises nothing more specific
         msg = f"{path} cannot be read as a tokenizer ({error}); copy it again from the model's repository"
         raise TextError(msg) from error
-    stated = backend.padding or {}
-    number = int(stated.get("pad_id", pad))
-    token = stated.get("pad_token") or backend.id_to_token(number) or ""
+    number, token = _padding(backend, path, pad)
     backend.enable_truncation(context)
     backend.enable_padding(length=context, pad_id=number, pad_token=token)
     return Tokenizer(backend, context, cleaning, path)
+
+
+def _padding(backend: Backend, path: Path, pad: int | None) -> tuple[int, str]:
+    """Return number and name of the padding token: of the file, of tokenizer_config.json beside it, or `pad`."""
+    stated = backend.padding
+    if stated:
+        return int(stated["pad_id"]), str(stated["pad_token"])
+    config = path.with_name("tokenizer_config.json")
+    named = _read(config).get("pad_token") if config.is_file() else None
+    token = named.get("content") if isinstance(named, dict) else named
+    number = backend.token_to_id(token) if token else pad
+    if number is None:
+        msg = (
+            f"neither {path} nor {config.name} beside it names a padding token, which this model sees; "
+            "copy tokenizer_config.json from the model's repository"
+        )
+        raise TextError(msg)
+    return number, token or backend.id_to_token(number) or ""
+
+
+def _read(config: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        msg = f"{config} cannot be read as JSON ({error}); copy it again from the model's repository"
+        raise TextError(msg) from error
+    return content if isinstance(content, dict) else {}
