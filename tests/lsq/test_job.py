@@ -22,6 +22,7 @@ from hpc.rundir import RunDir
 from tessera.lsq.job import LsqJob
 from tessera.lsq.job_options import LsqOptions
 from tessera.lsq.output import read_fit
+from tessera.lsq.report import digits
 
 MODEL = """
 import jax.numpy as jnp
@@ -103,6 +104,22 @@ def test_results_and_report(folder, tmp_path):
     assert sections[3].tables[0].rows[0][0] == 2  # the chunk with the outliers leads
     assert all(f.image.startswith(b"\x89PNG") or b"<svg" in f.image[:300] for s in sections for f in s.figures)
     assert (tmp_path / "results" / "profile" / "trace-pass-000").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "said"),
+    [
+        (2.500189487, 4.172e-4, "2.50019"),
+        (1500.2, 33.0, "1500"),
+        (1234567.8, 450.0, "1.23457e+06"),
+        (3.2e-14, 1.2e-15, "3.20e-14"),
+        (0.1, None, "0.1"),
+        (None, 1.0, None),
+        (0.0, 0.5, "0.00"),
+    ],
+)
+def test_values_have_the_digits_of_their_errors(value, error, said):
+    assert digits(value, error) == said
 
 
 def test_report_of_an_unfinished_run(folder, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,8 @@ from tessera.lsq.result import HISTORY
 _STRONG: Final = 0.95
 """Correlation from which a pair of parameters is named."""
 _WORST: Final = 10
+_DIGITS: Final = 9
+"""After the point, up to which a value is written without exponent."""
 
 
 def sections(run: RunView) -> list[Section]:
@@ -60,14 +63,28 @@ def read_arrays(file: Path) -> dict[str, NDArray[Any]] | None:
 def parameter_section(record: Mapping[str, Any]) -> Section:
     """Return the table of parameters and how the fit ended."""
     rows = [
-        (name, p["value"], p["error"], abs(p["error"] / p["value"]) if p["error"] and p["value"] else None)
+        (name, digits(p["value"], p["error"]), p["error"], abs(p["error"] / p["value"]) if _both(p) else None)
         for name, p in record["parameters"].items()
     ]
-    how = f"{record['status'].lower().replace('_', ' ')}: {record['message']}."
+    how = f"{record['message'][:1].upper()}{record['message'][1:]}."
     reduced = "" if record["reduced_chi2"] is None else f", χ² per degree of freedom {record['reduced_chi2']:.4g}"
     left = f", {record['points_left_out']} left out" if record["points_left_out"] else ""
-    text = f"{how.capitalize()} {record['points']} points{left}; {record['passes']} passes over the data{reduced}."
+    text = f"{how} {record['points']} points{left}; {record['passes']} passes over the data{reduced}."
     return Section("Parameters", text, [Table(("parameter", "value", "error", "relative"), rows)])
+
+
+def digits(value: float | None, error: float | None) -> str | None:
+    """Return a value with as many digits as its error gives a meaning, to two places of the error."""
+    if value is None or not error:
+        return None if value is None else f"{value:.10g}"
+    places = 1 - math.floor(math.log10(error))
+    if 0 <= places <= _DIGITS and abs(value) < 10**_DIGITS:
+        return f"{value:.{places}f}"
+    return f"{value:.{max(1, places + math.floor(math.log10(abs(value) or 1)))}e}"
+
+
+def _both(parameter: Mapping[str, Any]) -> bool:
+    return bool(parameter["value"] and parameter["error"])
 
 
 def convergence_section(arrays: Mapping[str, NDArray[Any]]) -> Section:

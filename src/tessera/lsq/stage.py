@@ -53,7 +53,7 @@ class Problem:
     absolute_sigma, sandwich
         As in `tessera.lsq.covariance.covariance`.
     first
-        Called with objective and start before the first pass; returns a better start. Collective.
+        Called with objective and start before the first pass, as a step of its own; returns a better start. Collective.
     last
         Called with objective and parameters after the fit; what it returns is handed to the stage's ``finish``.
         Collective.
@@ -103,11 +103,12 @@ class FitStage(Loop):
 
     def start(self, ctx: Context) -> Arrays:
         """Return the state before the first pass."""
-        problem, objective = self._problem(ctx)
+        problem, _ = self._problem(ctx)
         config = problem.plan.config
         if not config.enable_multistart:
-            x0 = problem.x0 if problem.first is None else problem.first(objective, problem.x0)
-            return self._arrays(hybrid.start(x0, problem.lower, problem.upper))
+            if problem.first is not None:
+                return {"first.x": problem.x0}
+            return self._arrays(hybrid.start(problem.x0, problem.lower, problem.upper))
         points = multistart.starts(problem.x0, problem.lower, problem.upper, config, ctx.seed)
         return _tournament_arrays(multistart.begin(points, problem.lower, problem.upper))
 
@@ -117,6 +118,9 @@ class FitStage(Loop):
         passes = self.steps(state)[0]
         began = time.perf_counter()
         with explained(), self._recorded(passes, ctx):
+            if "first.x" in state and problem.first is not None:
+                x0 = problem.first(objective, np.asarray(state["first.x"]))
+                return self._arrays(hybrid.start(x0, problem.lower, problem.upper))
             if "start.clock" in state:
                 return self._play(state, problem, objective, ctx)
             fit = self._fit(state)
@@ -132,6 +136,8 @@ class FitStage(Loop):
 
     def steps(self, state: Arrays) -> tuple[int, int]:
         """Return passes made, and passes expected where the convergence so far tells (else 0)."""
+        if "first.x" in state:
+            return 0, 0
         if "start.clock" in state:
             return multistart.from_arrays(_part(state, "start.")).passes, 0
         passes = int(state["fit.passes"])
@@ -139,6 +145,8 @@ class FitStage(Loop):
 
     def figures(self, state: Arrays) -> Mapping[str, float | str]:
         """Return phase, cost, length of the step, gradient, radius and points per second."""
+        if "first.x" in state:
+            return {"phase": "first fit"}
         if "start.clock" in state:
             play = multistart.from_arrays(_part(state, "start."))
             return {
@@ -285,6 +293,7 @@ def _write_profile(tree: Phase, ctx: Context, stage: str) -> None:
 
     saved = tree.part("checkpoint")
     saved.calls, saved.seconds = 1, ctx.timings.seconds.get(f"checkpoint {stage}", 0.0)
+    tree.seconds += saved.seconds
     folder = ctx.results_dir / "profile"
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / "timing.json", json.dumps(tree.as_dict(), indent=1).encode())
