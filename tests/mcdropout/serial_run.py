@@ -78,16 +78,16 @@ def options_of(images: Path, model: Path | None, **values) -> McDropoutOptions:
     return build(McDropoutOptions, {**given, **values})
 
 
-def serial(options: McDropoutOptions, run: Path) -> Path:
-    """Run all stages and return the folder of results."""
+def serial(options: McDropoutOptions, run: Path, threads: int = 1, lost: str = "nothing") -> Path:
+    """Run all stages and return the folder of results; units whose keys hold ``lost`` fail."""
     job = McDropoutJob(options)
     job.check()
     done: dict[str, Stored] = {}
-    ctx = Context(results_dir=run / "results", results_of=lambda name: done[name])
+    ctx = Context(results_dir=run / "results", results_of=lambda name: done[name], threads=threads)
     ctx.results_dir.mkdir(parents=True, exist_ok=True)
     job.setup(ctx)
     for stage in job.stages():
-        units = stage.units(ctx)
+        units = [unit for unit in stage.units(ctx) if lost not in unit.key]
         done[stage.name] = Stored({unit.key: dict(stage.run(unit, ctx)) for unit in units})
         assert len(done[stage.name]) == len(units)
         stage.merge(done[stage.name], ctx)

@@ -132,6 +132,23 @@ def test_results_do_not_depend_on_how_the_work_is_cut(reference, change, tmp_pat
     same(traces(results, passes=4), traces(other, passes=4), 0 if "pass_block" not in change else 1e-9)
 
 
+def test_results_do_not_depend_on_threads(reference, tmp_path):
+    options, results = reference
+    same(traces(results), traces(serial(options, tmp_path, threads=3)), 0)
+
+
+def test_a_model_with_failed_units_is_left_out_and_named(images, model, tmp_path):
+    weights = {"init": "random", "weights": {"tiny": str(model), "other": str(model)}}
+    values = {"models": ["tiny", "other"], "passes": 4, "trials": 2, "dropout": 0.1, "device": "cpu"}
+    options = build(McDropoutOptions, {"data_dir": str(images), "model": weights, **values})
+    results = serial(options, tmp_path / "one", lost="other/i0000000-0000012/k001")
+    overall = json.loads((results / "exp0_overall_summary.json").read_text())
+    assert list(overall["results"]) == ["tiny"]
+    assert "1 of 2 units" in overall["skipped"]["other"]
+    results = serial(options, tmp_path / "both", lost="/k001")
+    assert json.loads((results / "summary.json").read_text()) == {"decision": "no-go"}
+
+
 @pytest.mark.parametrize("batch", [1, 8, 32])
 def test_results_do_not_depend_on_the_batch(reference, batch, tmp_path):
     options, results = reference

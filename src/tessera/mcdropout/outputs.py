@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from tessera.mcdropout.experiments.design import ArmTable, Study
 from tessera.mcdropout.reliability import go_no_go, reliability
 
 Arrays = Mapping[str, NDArray[Any]]
+
+TABLES: Final = "mcdropout.h5"
+FEATURES: Final = "features.h5"
 
 
 def write_npz(path: Path, arrays: Arrays) -> None:

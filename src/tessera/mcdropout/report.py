@@ -11,9 +11,9 @@ import numpy as np
 from hpc.report.view import Figure, RunView, Section, Table
 from tessera.mcdropout import plot_reliability, plot_traces
 from tessera.mcdropout import report_captions as captions
+from tessera.mcdropout.outputs import TABLES
 from tessera.mcdropout.reliability import Reliability, go_no_go, reliability
 from tessera.mcdropout.report_data import Everything, Trials, read
-from tessera.mcdropout.results import TABLES
 
 _MAPPED: Final = 8
 """Arms whose traces are drawn."""

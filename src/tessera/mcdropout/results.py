@@ -21,8 +21,6 @@ from tessera.mcdropout.workbench import schedule_of
 if TYPE_CHECKING:
     from hpc.context import Context
 
-TABLES: Final = "mcdropout.h5"
-FEATURES: Final = "features.h5"
 _THUMBNAIL: Final = 96
 
 
@@ -49,13 +47,13 @@ def write_results(study: Study, job: Ready, steps: int, ctx: Context) -> None:
     _write(folder / "summary.json", lambda p: outputs.write_json(p, outputs.summary(study)))
     facts = _facts(study, job)
     groups = [*_sites(study, job), *_thumbnails(study), *_ambiguity(study)]
-    _write(folder / TABLES, lambda p: outputs.write_hdf5(p, study, facts, groups))
+    _write(folder / outputs.TABLES, lambda p: outputs.write_hdf5(p, study, facts, groups))
     if facts["bad_images"]:
         _write(folder / "bad_images.json", lambda p: outputs.write_json(p, facts["bad_images"]))
     if study.settings.options.outputs.features:
         arms = {key: table.arm for key, table in study.tables.items()}
         stages = [ctx.results(stage_name(step)) for step in range(steps)]
-        _write(folder / FEATURES, lambda p: write_features(p, study, arms, stages))
+        _write(folder / outputs.FEATURES, lambda p: write_features(p, study, arms, stages))
     for model, reason in study.skipped.items():
         ctx.log.warning("model %s has no results: %s", model, reason)
     ctx.log.info("decision: %s", outputs.summary(study)["decision"])
@@ -86,7 +84,7 @@ def _facts(study: Study, job: Ready) -> dict[str, Any]:
         "compat": options.perturbation.compat,
         "precision": options.performance.precision,
         "device": str(job.bench.device),
-        "batch_size": options.performance.batch_size,
+        "batch_size": dict(job.bench.micro_batches),
         "pass_block": options.performance.pass_block,
         "variances": "trace_pre, trace_post: divided by T (biased); names with unbiased, and geometry: by T - 1",
     }

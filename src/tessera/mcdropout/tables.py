@@ -10,14 +10,16 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tessera.mcdropout.experiments.design import Arm, ArmTable
 from tessera.mcdropout.metrics import geometry, weighted_traces
-from tessera.mcdropout.moments import Moments
+
+if TYPE_CHECKING:
+    from tessera.mcdropout.moments import Moments
 
 Arrays = Mapping[str, NDArray[Any]]
 Floats = NDArray[np.float64]
@@ -146,6 +148,8 @@ def collect(arm: Arm, images: NDArray[np.int64], units: Iterable[tuple[Place, Ar
 
 def _whole_trials(arm: Arm, units: Iterable[tuple[Place, Arrays]]) -> Iterator[tuple[Place, Arrays]]:
     """Merge the moments of trials that were cut, in the order of their passes."""
+    from tessera.mcdropout.moments import Moments
+
     running: Moments | None = None
     snapshots: dict[int, Moments] = {}
     for place, arrays in units:

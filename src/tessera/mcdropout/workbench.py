@@ -154,6 +154,11 @@ class Workbench:
     threads
         This rank may use on CPU.
 
+    Attributes
+    ----------
+    micro_batches
+        By model: the shape of the micro-batches on this rank.
+
     Raises
     ------
     DeviceError
@@ -170,6 +175,7 @@ class Workbench:
             torch.set_num_threads(1)
         self._models: OrderedDict[str, Loaded] = OrderedDict()
         self._engines: dict[str, EngineKey] = {}
+        self.micro_batches: dict[str, int] = {}
         self._architectures: dict[str, Architecture] = {}
 
     @property
@@ -209,6 +215,7 @@ class Workbench:
             schedule = schedule_of(arm, self.architecture(arm.model))
             found = EngineKey(arm.key, TrialEngine(tower, schedule, self._engine_settings(), self.device))
             self._engines[arm.model] = found
+            self.micro_batches[arm.model] = found.engine.batch.size
         return found.engine
 
     def tokens(self, model: str, texts: Sequence[str]) -> Tensor:
