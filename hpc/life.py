@@ -98,11 +98,11 @@ class Life:
         return self.saving
 
     def end_lost(self, error: LockLostError) -> NoReturn:
-        """End all ranks of an attempt whose run was taken over; any thread may call it."""
+        """Leave an attempt whose run was taken over, which ends the other ranks too; any thread may call it."""
         self.log.critical("%s", error)
         sys.stderr.write(f"tessera: rank {self.ranks.rank} ({socket.gethostname()}): {error}\n")
         sys.stderr.flush()
-        self.ranks.abort(error.exit_code)
+        os._exit(error.exit_code)  # MPI_Abort would tear MPI down under threads that are inside it
 
     def warn(self, text: str) -> None:
         """Log a warning and put it among the events."""

@@ -70,7 +70,8 @@ def test_a_run_that_was_taken_over_ends_without_writing(tmp_path, ranks):
     (path / "lock").unlink()
     winner = RunLock(path / "lock")
     before = sorted(path.glob("checkpoints/squares/*.h5"))
-    assert process.wait(30) == 2, output_of(path).read_text()
+    code = process.wait(30)
+    assert code == 2 or (ranks > 1 and code), output_of(path).read_text()  # mpiexec may give the code of the killed
     assert f"process {os.getpid()} on" in output_of(path).read_text()
     assert not (path / "failure.json").exists()
     assert (path / "lock").read_bytes() == winner.claim.content
