@@ -83,6 +83,20 @@ def test_open_clip_and_hugging_face_files_give_the_same_features(clip_folder, tm
     assert torch.equal(ours[1], theirs[1])
 
 
+def test_of_a_folder_with_both_forms_the_one_with_weights_is_read(clip_folder, tmp_path):
+    folder = as_open_clip(clip_folder, tmp_path / "both")
+    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
+        shutil.copy(clip_folder / name, folder)
+    loaded = load_model(str(folder))
+    assert (loaded.tower.config.layout, [p.name for p in loaded.files.paths]) == (
+        "open_clip",
+        ["open_clip_model.safetensors"],
+    )
+    (folder / "open_clip_model.safetensors").unlink()
+    loaded = load_model(str(folder))
+    assert (loaded.tower.config.layout, [p.name for p in loaded.files.paths]) == ("hf", ["model.safetensors"])
+
+
 def as_timm(folder: Path) -> dict[str, torch.Tensor]:
     """Rewrite the image encoder of a SigLIP of transformers as timm stores it."""
     old = load_file(folder / "model.safetensors")
@@ -110,7 +124,7 @@ def test_timm_tensors_give_the_features_of_hugging_face(siglip_folder, tmp_path)
     theirs = load_model(str(siglip_folder)).tower
     save_file(as_timm(siglip_folder), tmp_path / "model.safetensors")
     ours = VisionTower(read_architecture(siglip_folder).vision.__class__(**{**vars(theirs.config), "layout": "timm"}))
-    with open_weights(find_weights(tmp_path)) as weights:
+    with open_weights(find_weights(tmp_path, "timm")) as weights:
         require_all_read(weights, load_into(ours, weights, lambda name: vision_source(ours.config, name)))
     x = torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(2))
     assert torch.equal(ours(x), theirs(x))

@@ -22,6 +22,7 @@ from tessera.mcdropout.towers import TowerConfig
 
 HF_CONFIG = "config.json"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 
 _ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "quick_gelu",
@@ -91,7 +92,9 @@ def read_architecture(folder: Path) -> Architecture:
         msg = f"{folder} is not a folder; give the folder that holds a model's configuration and its safetensors file"
         raise WeightsError(msg)
     open_clip, hugging_face = folder / OPEN_CLIP_CONFIG, folder / HF_CONFIG
-    if open_clip.is_file():
+    # Some repositories hold both forms, and a copy of them perhaps the weights of one.
+    both = open_clip.is_file() and hugging_face.is_file() and "model_type" in read_json(hugging_face)
+    if open_clip.is_file() and not (both and not (folder / OPEN_CLIP_WEIGHTS).is_file()):
         config = read_json(open_clip)
         if "model_cfg" not in config:
             msg = f"{open_clip} has no model_cfg; copy the file again from the model's repository"

@@ -184,7 +184,7 @@ def load_model(
     if text and architecture.text is None:
         msg = f"{architecture.source} describes no text encoder; take a folder with the whole model"
         raise WeightsError(msg)
-    files = None if init == "random" or folder is None else find_weights(folder)
+    files = None if init == "random" or folder is None else find_weights(folder, architecture.vision.layout)
     with torch.device("meta"):
         tower = VisionTower(architecture.vision)
         words = TextTower(architecture.text) if text and architecture.text is not None else None

@@ -15,10 +15,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from tessera.mcdropout.errors import WeightsError
-from tessera.mcdropout.model_config import read_json
+from tessera.mcdropout.model_config import OPEN_CLIP_WEIGHTS, read_json
+from tessera.mcdropout.sites import Layout
 from tessera.mcdropout.tensor_names import Source, belongs_to_vision, is_buffer
 
-_NAMES = ("open_clip_model.safetensors", "model.safetensors")
+_NAME = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _LISTED = 12
@@ -50,14 +51,16 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def find_weights(folder: Path) -> WeightFiles:
-    """Find the safetensors files in a model's folder.
+def find_weights(folder: Path, layout: Layout) -> WeightFiles:
+    """Find the safetensors files in a model's folder; some hold the same model in several layouts.
 
     Raises
     ------
     WeightsError
         If there are none, if a shard is missing, or if there are only pickle files.
     """
+    if layout != "hf" and (folder / OPEN_CLIP_WEIGHTS).is_file():
+        return WeightFiles((folder / OPEN_CLIP_WEIGHTS,))
     if (folder / _INDEX).is_file():
         names = sorted(set(_weight_map(folder / _INDEX).values()))
         missing = [name for name in names if not (folder / name).is_file()]
@@ -65,9 +68,8 @@ def find_weights(folder: Path) -> WeightFiles:
             msg = f"{folder / _INDEX} lists {', '.join(missing)}, which is not there; copy all shards"
             raise WeightsError(msg)
         return WeightFiles(tuple(folder / name for name in names))
-    for name in _NAMES:
-        if (folder / name).is_file():
-            return WeightFiles((folder / name,))
+    if (folder / _NAME).is_file():
+        return WeightFiles((folder / _NAME,))
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     if len(others) == 1:
         return WeightFiles((folder / others[0],))
@@ -84,7 +86,7 @@ def _weight_map(path: Path) -> Mapping[str, str]:
 
 def _no_weights(folder: Path, others: list[str]) -> str:
     if others:
-        return f"{folder} holds {', '.join(others)} and none is called {' or '.join(_NAMES)}; rename the right one"
+        return f"{folder} holds {', '.join(others)} and none is called {_NAME}; rename the right one"
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
     if pickles:
         return (
@@ -92,7 +94,7 @@ def _no_weights(folder: Path, others: list[str]) -> str:
             "holds; take the repository's safetensors file, or, if you trust the source, convert it once: "
             "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')"
         )
-    return f"{folder} holds no weights; copy {' or '.join(_NAMES)} there, or set model.init=random for a test"
+    return f"{folder} holds no weights; copy {_NAME} or {OPEN_CLIP_WEIGHTS} there, or set model.init=random for a test"
 
 
 class Weights:
