@@ -93,7 +93,7 @@ def require_model(options: McDropoutOptions, experiment: Experiment, name: str, 
         )
         raise WeightsError(msg)
     if options.model.init == "weights" and held is not None:
-        with open_weights(find_weights(held)):
+        with open_weights(find_weights(held, found.vision.layout)):
             pass
 
 
