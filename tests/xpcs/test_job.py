@@ -77,6 +77,7 @@ def fit_here(chosen: XpcsOptions, folder: Path, threads: int = 1) -> Path:
     job.setup(ctx)
     (stage,) = job.stages()
     state = stage.start(ctx)
+    assert stage.figures(state) == {"phase": "first fit"}
     while not stage.done(state):
         state = stage.step(state, ctx)
     stage.finish(state, ctx)
