@@ -79,6 +79,7 @@ class ModelObjective:
     settings: Settings = Settings()
     every: int = 1
     _moments: dict[str, float] = field(default_factory=dict)
+    _samples: dict[int, ModelObjective] = field(default_factory=dict, init=False, repr=False)  # never of another sum
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -92,7 +93,9 @@ class ModelObjective:
 
     def sample(self, every: int) -> ModelObjective:
         """Return the objective of every so many-th chunk."""
-        return replace(self, every=every, _moments={})
+        if every not in self._samples:
+            self._samples[every] = replace(self, every=every, _moments={})
+        return self._samples[every]
 
     def check(self, x0: Vector) -> None:
         """Try the model on the first chunk.
