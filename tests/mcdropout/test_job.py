@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -18,7 +19,9 @@ from hpc.options import build
 from hpc.rundir import RunDir
 from tessera.mcdropout.experiments import EXPERIMENTS
 from tessera.mcdropout.job import McDropoutJob
+from tessera.mcdropout.models import load_model
 from tessera.mcdropout.options import McDropoutOptions
+from tessera.mcdropout.plain import dropout_after, plain_trial
 from tessera.mcdropout.reliability import reliability
 
 
@@ -223,6 +226,23 @@ def test_the_torch_stream_is_one_unit_per_trial(images, model, tmp_path):
     assert np.isfinite(found["trace_pre"]).all()
     cut = changed(options, "performance", image_block=3, pass_block=1)
     same(found, traces(serial(cut, tmp_path / "b"), passes=4), 0)
+
+
+def test_traces_are_those_of_the_plain_loop_bit_for_bit(images, model, tmp_path):
+    perturbation = {"rng": "torch", "select": "mlp"}
+    options = options_of(images, model, trials=2, passes=4, num_images=10, perturbation=perturbation)
+    results = serial(changed(options, "performance", batch_size=4), tmp_path)
+    with np.load(results / "tiny/exp0_trials_T4.npz") as arrays:
+        paths, pre, post = ([*map(Path, arrays["paths"])], arrays["trial_pre"], arrays["trial_post"])
+    loaded = load_model(str(model), init="random", seed=options.seed)
+    linears = [f"blocks.{block}.mlp.{layer}" for block in range(3) for layer in ("fc1", "fc2")]
+    for trial in range(2):
+        with dropout_after(loaded.tower, linears, 0.1):
+            found = plain_trial(
+                loaded.tower, paths, loaded.preprocess.apply, passes=4, batch=4, seed=options.seed + trial
+            )
+        np.testing.assert_array_equal(pre[trial].astype(np.float32), found[0])
+        np.testing.assert_array_equal(post[trial].astype(np.float32), found[1])
 
 
 def test_one_trial_is_reported_as_insufficient(images, model, tmp_path):
