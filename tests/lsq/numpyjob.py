@@ -31,6 +31,7 @@ class FitOptions:
     sandwich: bool = False
     seconds: float = 0.0
     profile: bool = False
+    far: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class NumpyFitJob(Job):
             active_switching_criteria=("max_iter",),
         )
         low, high = np.array([0.1, 0.1, -3.2, 0.0]), np.array([5.0, 6.0, 3.2, 2.0])
-        x0 = np.array([1.0, 1.8, 0.0, 0.3])
+        x0 = np.array([4.5, 2.7, 2.0, 0.01] if o.far else [1.0, 1.8, 0.0, 0.3])
         build = partial(Wave, seconds=o.seconds)
         return Problem(build, x0, low, high, Plan(config), sandwich=o.sandwich, last=self._last)
 

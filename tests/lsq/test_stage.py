@@ -127,11 +127,13 @@ def walk(stage, ctx):
     return states
 
 
-def test_any_state_leads_to_the_same_end_in_a_new_process(job, tmp_path):
+@pytest.mark.parametrize("given", [{"starts": 3, "warmup": 3}, {"warmup": 5}, {"far": True}])
+def test_any_state_leads_to_the_same_end_in_a_new_process(job, tmp_path, given):
     ctx = Context(results_dir=tmp_path)
-    options = job.FitOptions(starts=3, warmup=3)
+    options = job.FitOptions(**given)
     states = walk(job.NumpyFitJob(options).stages()[0], ctx)
-    for state in states[:: max(1, len(states) // 6)]:
+    assert len(states) > 8
+    for state in states:
         copy = {k: np.array(v) for k, v in state.items()}
         fresh = job.NumpyFitJob(options).stages()[0]
         while not fresh.done(copy):
