@@ -15,6 +15,7 @@ from hpc.cli.main import main
 from hpc.context import Context
 from hpc.errors import InputError
 from hpc.options import build
+from tessera.lsq import plots as fit_plots
 from tessera.xpcs.fit_file import read_fit
 from tessera.xpcs.generate import Truth
 from tessera.xpcs.job import XpcsJob
@@ -77,7 +78,7 @@ def fit_here(chosen: XpcsOptions, folder: Path, threads: int = 1) -> Path:
     job.setup(ctx)
     (stage,) = job.stages()
     state = stage.start(ctx)
-    assert stage.figures(state) == {"phase": "first fit"}
+    assert stage.figures(state)["phase"] in ("first fit", "multi-start round 1")
     while not stage.done(state):
         state = stage.step(state, ctx)
     stage.finish(state, ctx)
@@ -187,6 +188,31 @@ def test_fixed_parameters_and_angles(flow_file, tmp_path):
     assert np.abs(pulls(results, free)).max() < 3.5
     assert not (results / "fitted_data.npz").exists()
     assert len(read_fit(results / "fit.h5").attributes["names"]) == 5 + 6
+
+
+def test_several_starts_end_where_one_good_one_does(flow_file, tmp_path):
+    many = {"hybrid_streaming": {"enable_multistart": True, "n_starts": 4}}
+    results = fit_here(options(flow_file, optimization=many, initial_parameters={}, profile=True), tmp_path / "many")
+    assert np.abs(pulls(results, FLOW)).max() < 3.5
+    assert "solve" in (results / "profile" / "timing.txt").read_text()
+
+
+def test_a_fit_that_cannot_succeed_says_so_everywhere(tmp_path):
+    truth = Truth("static_isotropic", DIFFUSION, np.zeros(1), 60, 0.5, Q)
+    file = tmp_path / "static.h5"
+    write_aps_u(file, truth.noisy(NOISE, seed=2), np.zeros(1), np.array([Q]))
+    flat = {"fixed_parameters": {"alpha": 0.0}}  # D0 and D_offset are then the same thing
+    chosen = options(file, analysis_mode="static_isotropic", initial_parameters=flat)
+    results = fit_here(chosen, tmp_path / "singular")
+    parameters = json.loads((results / "parameters.json").read_text())
+    assert parameters["convergence_status"] == "singular"
+    assert parameters["parameters"]["D0"]["uncertainty"] is None
+    convergence = json.loads((results / "convergence_metrics.json").read_text())
+    assert convergence["quality_flag"] == "poor"
+    assert not convergence["quality_validation_passed"]
+    assert "D0, D_offset" in convergence["quality_warnings"][0]
+    found = read_fit(results / "fit.h5")
+    assert fit_plots.correlations(found.attributes["names"], found["correlation"]).startswith(b"\x89PNG")
 
 
 def test_values_that_are_not_finite(tmp_path):

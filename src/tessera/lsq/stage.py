@@ -192,6 +192,8 @@ class FitStage(Loop):
         play = multistart.step(play, self._advance, config)
         if not multistart.done(play, config):
             return _tournament_arrays(play)
+        if problem.first is not None:
+            return {"first.x": multistart.winner(play)}
         fit = hybrid.start(multistart.winner(play), problem.lower, problem.upper)
         return self._arrays(replace(fit, passes=play.passes))
 

@@ -73,6 +73,7 @@ class XpcsJob(Job):
             FitStage(
                 lambda ctx: problem_of(self.options, self.loaded, ctx),
                 lambda result, extra, ctx: write_results(self.options, self.loaded, result, extra, ctx),
+                profile=self.options.profile,
             )
         ]
 

@@ -129,6 +129,7 @@ class XpcsOptions:
     parameter_space: SpaceOptions = field(default_factory=SpaceOptions)
     optimization: FitOptions = field(default_factory=FitOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
+    profile: bool = False
 
     def __post_init__(self) -> None:
         known = [p.name for p in parameters_of("laminar_flow")]

@@ -116,7 +116,10 @@ def problem_of(options: XpcsOptions, loaded: Loaded, ctx: Context) -> Problem:
 
     def first(objective: Objective, x: Vector) -> Vector:
         assert isinstance(objective, XpcsObjective)  # noqa: S101 - `build` made it
-        return first_fit(objective, x, lower, upper).x
+        # The winner of a tournament may lie where no data can lead further; the configured start is tried as well.
+        starts = [x] if np.array_equal(x, x0) else [x, x0]
+        ends = [first_fit(objective, start, lower, upper).x for start in starts]
+        return min(ends, key=lambda end: objective.small.evaluate(end, order=0).cost)
 
     def last(objective: Objective, x: Vector) -> Mapping[str, NDArray[Any]]:
         assert isinstance(objective, XpcsObjective)  # noqa: S101 - `build` made it
