@@ -270,7 +270,9 @@ def test_groupwise_candidates_and_objective():
     assert all(0.001 <= p <= 0.1 for rate in rates for p in rate)
     rng = np.random.default_rng(42)
     np.testing.assert_allclose(rates[1], np.exp(rng.uniform(np.log(0.001), np.log(0.1), size=4)))
-    summary = EXPERIMENTS["groupwise"].export(study).json["clip_b32/exp11_summary.json"]
+    files = EXPERIMENTS["groupwise"].export(study)
+    assert files.json["clip_b32/exp11_groups.json"]["path_to_group"] == dict(zip(SITES, (0, 0, 2), strict=True))
+    summary = files.json["clip_b32/exp11_summary.json"]
     best = summary["best"]
     expected = (
         best["metrics"]["rho_uncertainty_vs_negative_margin"]

@@ -178,6 +178,7 @@ def test_features_on_request_give_the_traces(reference, tmp_path):
     weights = features[0].mean(axis=0).var(axis=0, ddof=1)
     weighted = (features[0].var(axis=0, ddof=1) * weights / weights.sum()).sum(axis=1)
     np.testing.assert_allclose(found["weighted_trace_pre"][0], weighted, rtol=1e-6)
+    np.testing.assert_allclose(found["weighted_trace_pre_biased"][0], weighted * 7 / 8, rtol=1e-6)
     eigenvalues = found["eigs_pre"].sum(axis=2) / 16
     np.testing.assert_allclose(eigenvalues, found["trace_pre_unbiased"], rtol=1e-6)
 
@@ -332,6 +333,19 @@ def test_models_that_cannot_be_used_are_skipped_on_request(images, model, tmp_pa
 def test_bad_input_is_named_before_anything_starts(images, model, values, word):
     with pytest.raises(InputError, match=word):
         McDropoutJob(options_of(images, **{"model": model, **values})).check()
+
+
+@pytest.mark.parametrize(
+    ("file", "word"),
+    [("model.safetensors", "model.safetensors"), ("pytorch_model.bin", "safetensors"), (None, "safetensors")],
+)
+def test_damaged_pickled_and_missing_weights_are_refused_before_anything_starts(images, tmp_path, file, word):
+    folder = tiny_model(tmp_path / "model")
+    if file is not None:
+        (folder / file).write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    options = options_of(images, folder)
+    with pytest.raises(InputError, match=word):
+        McDropoutJob(changed(options, "model", init="weights")).check()
 
 
 def test_a_gpu_that_is_not_there_is_said(images, model, tmp_path):

@@ -141,8 +141,10 @@ def collect(arm: Arm, images: NDArray[np.int64], units: Iterable[tuple[Place, Ar
     for trial in range(len(arm.seeds)):
         if ("mean_pre", trial) in per_dimension:
             pair = (per_dimension.pop((name, trial)) for name in _BY_DIMENSION)
+            made = filled["passes", last][trial]
             for name, values in weighted_traces(*pair).items():
-                filled.setdefault((name, last), np.full((len(arm.seeds), images.size), np.nan))[trial] = values
+                for column, kept in ((name, values), (f"{name}_biased", values * (made - 1) / made)):
+                    filled.setdefault((column, last), np.full((len(arm.seeds), images.size), np.nan))[trial] = kept
     return ArmTable(arm, images, filled, reference)
 
 

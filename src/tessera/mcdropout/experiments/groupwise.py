@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -77,10 +78,23 @@ def _candidate(study: Study, number: int, table: ArmTable) -> dict[str, Any]:
     }
 
 
+def _groups(sites: Sequence[str], count: int) -> dict[str, list[str]]:
+    """Return the sites of each group; those outside the blocks lie behind the last one."""
+    from tessera.mcdropout.recipes import group_of
+
+    found = [re.match(r"blocks\.(\d+)\.", site) for site in sites]
+    depth = 1 + max(int(match[1]) for match in found if match)
+    groups: dict[str, list[str]] = {str(number): [] for number in range(count)}
+    for site, match in zip(sites, found, strict=True):
+        groups[str(group_of(int(match[1]) if match else depth, depth, count))].append(site)
+    return groups
+
+
 def export(study: Study) -> Files:
     """Write the candidates by their objective, and the best against the uniform one."""
     files = Files()
     options = study.settings.options.groupwise
+    count = options.num_groups
     overall: dict[str, Any] = {model: {"error": reason} for model, reason in study.skipped.items()}
     for model in study.done():
         tables = study.of(model)
@@ -94,7 +108,7 @@ def export(study: Study) -> Files:
             "num_classes": len(study.classes),
             "passes": study.settings.passes[-1],
             "trials": study.settings.trials,
-            "num_groups": options.num_groups,
+            "num_groups": count,
             "num_candidates_random": options.num_candidates,
             "search_space": {"min_p": options.min_p, "max_p": options.max_p, "base_p": options.base_p},
             "best": best,
@@ -103,6 +117,7 @@ def export(study: Study) -> Files:
                 "objective_delta": best["objective"] - baseline["objective"],
                 **{name: best["metrics"][key] - baseline["metrics"][key] for name, key in _DELTAS.items()},
             },
+            "group_sizes": {name: len(ids) for name, ids in _groups(study.sites[tables[0].arm.key], count).items()},
             "top_candidates": ranked[:_SHOWN],
         }
         found = study.ambiguity[model]
@@ -120,6 +135,13 @@ def export(study: Study) -> Files:
             "best_uncertainty": at_best.mean(axis=0),
         }
         files.json[f"{model}/exp11_summary.json"] = overall[model] = summary
+        groups = _groups(study.sites[tables[0].arm.key], count)
+        files.json[f"{model}/exp11_groups.json"] = {
+            "experiment": "exp11_concrete_dropout_proxy",
+            "model": model,
+            "group_paths": groups,
+            "path_to_group": {site: int(group) for group, members in groups.items() for site in members},
+        }
     files.json["exp11_overall_summary.json"] = {
         "experiment": "exp11_concrete_dropout_proxy",
         "models": list(study.settings.models),
