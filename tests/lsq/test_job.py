@@ -13,6 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import yaml
 
 from hpc.context import Context
 from hpc.errors import ConfigError, InputError
@@ -20,7 +21,7 @@ from hpc.options import absolute_paths, build
 from hpc.report.view import RunView
 from hpc.rundir import RunDir
 from tessera.lsq.job import LsqJob
-from tessera.lsq.job_options import LsqOptions
+from tessera.lsq.job_options import DataOptions, LsqOptions
 from tessera.lsq.output import read_fit
 from tessera.lsq.report import digits
 
@@ -186,6 +187,35 @@ def test_wrong_types_are_complaints_about_keys(folder):
         options(folder, loss="square")
     with pytest.raises(ConfigError, match=r"job.data.nan_policy"):
         options(folder, data={"nan_policy": "ignore"})
+
+
+def test_the_documented_defaults_are_the_real_ones(request):
+    """conf/job/lsq.yaml has every key of the options, with the default the code has."""
+    documented = yaml.safe_load((request.config.rootpath / "conf" / "job" / "lsq.yaml").read_text())
+    assert documented.pop("_target_") == "tessera.lsq.job.LsqJob"
+    assert documented.pop("name") == "lsq"
+    documented |= {"model": "m.py:f", "data": documented["data"] | {"path": "d.h5"}}
+    fields = {f.name for f in dataclasses.fields(LsqOptions)}
+    assert documented.keys() == fields
+    assert documented["data"].keys() == {f.name for f in dataclasses.fields(DataOptions)}
+    least = build(LsqOptions, {"model": "m.py:f", "data": {"path": "d.h5", "x": ["x"], "y": "y"}})
+    assert build(LsqOptions, documented) == least
+
+
+@pytest.mark.mpi
+def test_from_the_command_line(folder, tmp_path):
+    """Paths relative to where the command is typed, a bad key refused, a run finished with its report."""
+    words = ["job=lsq", "job.model=fit_model.py:decay", "job.data.path=few.csv", "job.data.x=[t]", "job.data.y=y"]
+    command = [sys.executable, "-m", "hpc", *words, f"run.dir={tmp_path / 'run'}", "cluster.ranks=1"]
+    refused = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert refused.returncode == 2
+    assert "2 points, which cannot determine 3 parameters (a, b, c)" in refused.stderr + refused.stdout
+    assert not (tmp_path / "run" / "results").exists()
+    words = ["job.data.path=d.h5", "job.data.y=run/y", "job.p0={a: 1, b: 0.5, c: 0}", "job.config={chunk_size: 4000}"]
+    done = subprocess.run([*command, *words], cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "run" / "results" / "parameters.json").read_text())["success"]
+    assert "Correlation" in (tmp_path / "run" / "report" / "index.html").read_text()
 
 
 def ranks_run(folder: Path, path: Path, ranks: int) -> str:
