@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -125,14 +126,13 @@ class ModelObjective:
 
         def contributions(mine: range) -> Iterator[Arrays]:
             indices = self.chunks[mine.start : mine.stop]
-            with ThreadPoolExecutor(self.settings.threads, "tiles") as pool:
-                waiting: deque[Future[Arrays]] = deque()
-                for _, chunk in prefetched(self.source, indices):
-                    if len(waiting) > self.settings.threads:
-                        yield waiting.popleft().result()
-                    waiting.append(pool.submit(self._contribution, what, theta, chunk, first))
-                while waiting:
+            pool, waiting = _pool(self.settings.threads), deque[Future[Arrays]]()
+            for _, chunk in prefetched(self.source, indices):
+                if len(waiting) >= self.settings.threads:
                     yield waiting.popleft().result()
+                waiting.append(pool.submit(self._contribution, what, theta, chunk, first))
+            while waiting:
+                yield waiting.popleft().result()
 
         with phase("accumulation"):
             sums = self.add(len(self.chunks), contributions)
@@ -212,6 +212,12 @@ class ModelObjective:
         arrays = {**known, "gradient": gradient, "hessian": hessian, "power": np.array(self._moments["power"])}
         q = Quadratic.from_sums(theta, arrays | ({} if scores is None else {"scores": scores}))
         return replace(q, root=root, spread=self._moments["spread"])
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Return the threads that compute chunks; kept, because every new thread leaves a heap of its own behind."""
+    return ThreadPoolExecutor(threads, "tiles")
 
 
 def _not_finite(model: Model, x0: Vector, chunk: Chunk) -> str:

@@ -36,7 +36,7 @@ from tessera.lsq.warmup import WarmupState
 
 PHASES: Final = ("first", "warm-up", "sample", "gauss-newton", "done")
 
-_SAMPLES: Final = 8  # chunks a sample has at least: fewer may miss a part of the data
+_SAMPLES: Final = 3  # chunks a sample has at least: fewer may miss a part of the data
 _EVERY: Final = 16  # of so many chunks one is in the sample, at most
 _SAMPLE_TOLERANCE: Final = 1e-2  # standard errors of the sample's fit
 _REFUSED: Final = 3  # steps refused at the start before a warm-up is called for
