@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from hpc.errors import InputError
 from hpc.job import Arrays, Loop
+from hpc.store.atomic import write_bytes
 from tessera.lsq import hybrid, multistart
 from tessera.lsq.errors import FitInputError
 from tessera.lsq.hybrid import FitState, Plan
@@ -289,10 +291,6 @@ def _cosine(q: Quadratic) -> float:
 
 def _write_profile(tree: Phase, ctx: Context, stage: str) -> None:
     """Write the timing tree of rank 0's last attempt; checkpoints are the engine's and counted there."""
-    import json
-
-    from hpc.store.atomic import write_bytes
-
     saved = tree.part("checkpoint")
     saved.calls, saved.seconds = 1, ctx.timings.seconds.get(f"checkpoint {stage}", 0.0)
     tree.seconds += saved.seconds
