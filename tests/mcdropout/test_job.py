@@ -18,11 +18,13 @@ from hpc.errors import ConfigError, InputError
 from hpc.options import build
 from hpc.rundir import RunDir
 from tessera.mcdropout.experiments import EXPERIMENTS
+from tessera.mcdropout.experiments.design import Arm, ByRecipe
 from tessera.mcdropout.job import McDropoutJob
 from tessera.mcdropout.models import load_model
 from tessera.mcdropout.options import McDropoutOptions
 from tessera.mcdropout.plain import dropout_after, plain_trial
 from tessera.mcdropout.reliability import reliability
+from tessera.mcdropout.workbench import architecture, pass_flops
 
 
 @pytest.fixture(scope="module")
@@ -448,3 +450,18 @@ def test_ranks_a_kill_and_a_resume_do_not_show(images, model, tmp_path):
     same(traces(path / "results", passes=64), traces(reference, passes=64), 0)
     for name in ("tiny/exp0_trials_T64.npz", "tiny/exp0_trials_T4.npz", "exp0_overall_summary.json"):
         assert (path / "results" / name).read_bytes() == (reference / name).read_bytes()
+
+
+def test_units_of_larger_models_and_longer_suffixes_cost_more():
+    options = build(McDropoutOptions, {"data_dir": "images", "model": {"init": "random"}})
+    models = {name: architecture(options, name) for name in ("clip_b32", "clip_l14")}
+    uniform, late = ByRecipe("uniform", 0.01), ByRecipe("late", 0.01, blocks=3)
+    cost = {
+        (name, how.select): pass_flops(Arm("a", name, how, (1,), (4,)), found)
+        for name, found in models.items()
+        for how in (uniform, late)
+    }
+    per_token = 12 * 12 * 768**2
+    assert cost["clip_b32", "uniform"] == pytest.approx(2 * 50 * per_token, rel=0.02)
+    assert cost["clip_b32", "late"] == pytest.approx(cost["clip_b32", "uniform"] / 4)
+    assert cost["clip_l14", "uniform"] > 15 * cost["clip_b32", "uniform"]

@@ -150,13 +150,16 @@ class TrialStage(Map):
 
     def units(self, ctx: Context) -> Sequence[Unit]:
         """List blocks of images and passes of every trial of every arm."""
+        from tessera.mcdropout.workbench import pass_flops
+
         speed = self._job.subject.settings.options.performance
         whole = self._job.subject.settings.options.perturbation.rng == "torch"
         listed = []
         for arm in self.arms(ctx).values():
             number = len(arm_images(self._job, arm))
             block, cut = (number, None) if whole else (speed.image_block, speed.pass_block)
-            listed += [Unit(p.key, p.cost) for p in places(arm, number, block, cut)]
+            each = pass_flops(arm, self._job.bench.architecture(arm.model))
+            listed += [Unit(p.key, p.cost * each) for p in places(arm, number, block, cut)]
         return listed
 
     def run(self, unit: Unit, ctx: Context) -> Arrays:

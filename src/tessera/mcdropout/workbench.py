@@ -21,8 +21,8 @@ from tessera.mcdropout.models import MODELS, Loaded, find_architecture, load_mod
 from tessera.mcdropout.options import McDropoutOptions
 from tessera.mcdropout.recipes import Recipe, Schedule, Strength, resolve
 from tessera.mcdropout.sites import Site
-from tessera.mcdropout.text import TextTower
-from tessera.mcdropout.towers import Tower, VisionTower
+from tessera.mcdropout.text import TextConfig, TextTower
+from tessera.mcdropout.towers import Tower, TowerConfig, VisionTower
 from tessera.mcdropout.trial import EngineSettings, TrialEngine
 from tessera.mcdropout.weights import find_weights, open_weights
 
@@ -127,6 +127,21 @@ def schedule_of(arm: Arm, found: Architecture) -> Schedule:
         return Schedule(sites, {site: Strength(action, size) for site, action, size in how.sites})  # type: ignore[arg-type]
     recipe = Recipe(how.select, how.p, how.action, how.blocks, how.linears, how.sites, how.schedule)  # type: ignore[arg-type]
     return resolve(recipe, sites, found.vision.layout)
+
+
+def pass_flops(arm: Arm, found: Architecture) -> float:
+    """Return about how many operations a pass of one image costs: of the blocks from the first perturbed one on.
+
+    Twice the multiplications of the linear layers and of the attention; norms, activations and masks are left out.
+    """
+    config: TowerConfig | TextConfig = found.vision
+    tokens = found.vision.tokens
+    if arm.tower == "text":
+        assert found.text is not None  # noqa: S101 - `sites_of` has refused models without
+        config, tokens = found.text, found.text.context
+    width, first = config.width, max(schedule_of(arm, found).first.block, 0)
+    block = 2 * tokens * (4 * width**2 + 2 * width * config.mlp) + 4 * tokens**2 * width
+    return float(block * max(config.layers - first, 1))
 
 
 def scanned_sites(found: Architecture) -> list[str]:
