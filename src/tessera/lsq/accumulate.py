@@ -185,7 +185,8 @@ class ModelObjective:
             del sums["gram"]
             sums["root"] = _triangle(sums.pop("rows"))
             if what.loss == "linear":
-                sums["cost"] = np.array(0.5 * np.sum(sums["root"][:, -1] ** 2))
+                with np.errstate(over="ignore"):  # a trial far off: an infinite cost is rejected
+                    sums["cost"] = np.array(0.5 * np.sum(sums["root"][:, -1] ** 2))
         sums["count"] = np.array(np.count_nonzero(w), np.int64)
         sums["rejected"] = np.array(w.size, np.int64) - sums["count"]
         return sums | (_sums_of_data(chunk.y, w) | {"blunt": np.array(float(not self.source.single))} if first else {})
