@@ -62,7 +62,7 @@ def test_sending_to_where_it_is_copies_nothing():
 def test_the_batch_fits_the_cache_of_a_cpu_and_the_memory_of_a_gpu(monkeypatch):
     base = [Site(0, "blocks.00.mlp.fc1", "mlp", 0, (50, 3072))]
     large = [Site(0, "blocks.00.mlp.fc1", "mlp", 0, (729, 4304))]
-    assert automatic_size(base, CPU) == 16
+    assert automatic_size(base, CPU) == 8
     assert automatic_size(large, CPU) == 1
     assert automatic_size(clip().sites(), CPU) == 32
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (8 << 30, 16 << 30))

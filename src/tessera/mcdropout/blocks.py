@@ -21,7 +21,9 @@ Point: TypeAlias = Literal["start", "qkv", "out", "fc1", "fc2"]
 def activate(x: Tensor, activation: Activation) -> Tensor:
     """Apply GELU: exact, its tanh form, or ``x sigmoid(1.702 x)`` of the OpenAI weights (arXiv:1606.08415)."""
     if activation == "quick_gelu":
-        return x * torch.sigmoid(1.702 * x)
+        scaled = 1.702 * x
+        # Without gradients the same bits in one piece of memory instead of three: half the time.
+        return x * torch.sigmoid(scaled) if torch.is_grad_enabled() else scaled.sigmoid_().mul_(x)
     return functional.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
