@@ -18,6 +18,8 @@ from tessera.mcdropout.report_data import Everything, Trials, read
 _MAPPED: Final = 8
 """Arms whose traces are drawn."""
 _LISTED: Final = 40
+"""Images that cannot be read."""
+_IN_TABLE: Final = 12
 _COMPARED: Final = 12
 """Arms of one model that are correlated with each other."""
 _STATUS: Final = {
@@ -68,7 +70,8 @@ def _verdict(found: Everything) -> Section:
         text += " All images of a pass share their masks (masks: shared): agreement is higher by construction."
     for model, reason in facts["skipped"].items():
         text += f" {model} has no results: {reason}."
-    rows = [_row(arm, space) for arm in found.arms[:_LISTED] for space in ("pre", "post")]
+    listed = found.arms if len(found.arms) <= _IN_TABLE else _best(found.arms)[:_IN_TABLE]
+    rows = [_row(arm, space) for arm in listed for space in ("pre", "post")]
     columns = (
         "arm",
         "trace",
@@ -87,8 +90,8 @@ def _verdict(found: Everything) -> Section:
         "At the largest T of each arm. Trace: mean variance over the dimensions, divided by T, before (pre) or after "
         "(post) normalisation. Usable: ρ ≥ 0.8, SNR ≥ 2 and ICC ≥ 0.75; failed: ρ < 0.6 or SNR < 1."
     )
-    if len(found.arms) > _LISTED:
-        caption += f" The first {_LISTED} of {len(found.arms)} arms; results/{TABLES} has all."
+    if len(listed) < len(found.arms):
+        caption += f" The {len(listed)} of {len(found.arms)} arms that agree best; results/{TABLES} has all."
     return Section("Monte-Carlo dropout", text, [Table(columns, rows, caption)])
 
 
@@ -150,9 +153,13 @@ def _over_rates(arms: Sequence[Trials]) -> dict[str, list[tuple[float, Reliabili
     return found
 
 
+def _best(arms: Sequence[Trials]) -> list[Trials]:
+    """Return the arms whose trials agree best first."""
+    return sorted(arms, key=lambda arm: -np.nan_to_num(reliability(arm.last("trace_pre")).pairwise_spearman_median))
+
+
 def _maps(found: Everything) -> list[Section]:
-    best = sorted(found.arms, key=lambda a: -np.nan_to_num(reliability(a.last("trace_pre")).pairwise_spearman_median))
-    chosen = found.arms if len(found.arms) <= _MAPPED else best[:_MAPPED]
+    chosen = found.arms if len(found.arms) <= _MAPPED else _best(found.arms)[:_MAPPED]
     if not chosen:
         return []
     figures = [Figure(plot_traces.trace_maps({arm.key: arm.last("trace_pre") for arm in chosen}), captions.MAPS)]
