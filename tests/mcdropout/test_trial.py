@@ -313,3 +313,20 @@ def test_a_site_that_the_forward_pass_leaves_out_is_an_error():
 def test_host_masks_cannot_be_compiled():
     with pytest.raises(DrawError, match="form=dense"):
         engine(clip(), Recipe(), compile=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # of torch by torch
+def test_one_compiled_graph_serves_all_micro_batches(monkeypatch):
+    """Captured whole, without breaks or recompilations; the code that torch would generate is left out."""
+    compile_with = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda work, **how: compile_with(work, **{**how, "backend": "eager"}))
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters["stats"]
+    counters.clear()
+    tower, recipe = clip(layers=2), Recipe("late", 0.1, blocks=1)
+    made = engine(tower, recipe, form="dense", compile=True)
+    found = [run(made, trial=trial, passes=range(3)).features for trial in (1, 2)]
+    assert counters["unique_graphs"] == 1
+    plain = engine(tower, recipe, form="dense", packed=False)
+    for trial, features in zip((1, 2), found, strict=True):
+        assert np.array_equal(features, run(plain, trial=trial, passes=range(3)).features)
