@@ -18,6 +18,8 @@ SHARED = CHECKOUT.parent / "shared"
 
 # Ranks whose peers are cut off die inside the MPI library: that is tested, and no reason to fill a disk with core files.
 resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+# Compiled models of the tests stay with the checkout, out of the user's cache.
+os.environ.setdefault("TESSERA_JAX_CACHE", str(CHECKOUT / ".pytest_cache" / "jax"))
 
 
 def pytest_report_header() -> str:
