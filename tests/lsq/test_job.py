@@ -202,40 +202,38 @@ def test_the_documented_defaults_are_the_real_ones(request):
     assert build(LsqOptions, documented) == least
 
 
-@pytest.mark.mpi
-def test_from_the_command_line(folder, tmp_path):
-    """Paths relative to where the command is typed, a bad key refused, a run finished with its report."""
-    words = ["job=lsq", "job.model=fit_model.py:decay", "job.data.path=few.csv", "job.data.x=[t]", "job.data.y=y"]
-    command = [sys.executable, "-m", "hpc", *words, f"run.dir={tmp_path / 'run'}", "cluster.ranks=1"]
-    refused = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
-    assert refused.returncode == 2
-    assert "2 points, which cannot determine 3 parameters (a, b, c)" in refused.stderr + refused.stdout
-    assert not (tmp_path / "run" / "results").exists()
-    words = ["job.data.path=d.h5", "job.data.y=run/y", "job.p0={a: 1, b: 0.5, c: 0}", "job.config={chunk_size: 4000}"]
-    done = subprocess.run([*command, *words], cwd=folder, capture_output=True, text=True, timeout=120)
+@pytest.fixture(scope="module")
+def typed(folder, tmp_path_factory) -> Path:
+    """A run of one rank from the command line, with paths relative to where it is typed."""
+    run = tmp_path_factory.mktemp("typed") / "run"
+    words = ["job=lsq", "job.model=fit_model.py:decay", "job.data.path=d.h5", "job.data.x=[t]", "job.data.y=run/y"]
+    words += ["job.data.sigma=err", "job.p0={a: 1, b: 0.5, c: 0}", "job.config={chunk_size: 4000}"]
+    command = [sys.executable, "-m", "hpc", *words, f"run.dir={run}", "cluster.ranks=1"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads((tmp_path / "run" / "results" / "parameters.json").read_text())["success"]
-    assert "Correlation" in (tmp_path / "run" / "report" / "index.html").read_text()
+    return run
 
 
-def ranks_run(folder: Path, path: Path, ranks: int) -> str:
-    values = dataclasses.asdict(options(folder))
-    job = {k: v for k, v in values.items() if k in {"p0", "config"}}
-    job["data"] = {"path": str(folder / "d.h5"), "x": ["t"], "y": "run/y", "sigma": "err"}
-    job |= {"_target_": "tessera.lsq.job.LsqJob", "name": "lsq", "model": str(folder / "fit_model.py:decay")}
-    job["preset"] = "conservative"
-    cluster = {"ranks": ranks, "threads_per_process": 1 + ranks % 2}
-    RunDir.prepare(path, {"job": job, "run": {"dir": str(path)}, "cluster": cluster, "seed": 1})
-    command = [sys.executable, "-m", "hpc.rank", str(path)]
-    if ranks > 1:
-        command = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(ranks), *command]
+@pytest.mark.mpi
+def test_from_the_command_line(typed):
+    assert json.loads((typed / "results" / "parameters.json").read_text())["success"]
+    assert "Correlation" in (typed / "report" / "index.html").read_text()
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(("ranks", "threads"), [(2, 2), (3, 1)])
+def test_ranks_and_threads_do_not_show(typed, tmp_path, ranks, threads):
+    path = tmp_path / "run"
+    config = yaml.safe_load((typed / "config.yaml").read_text())
+    config["run"]["dir"] = str(path)
+    config["cluster"] |= {"ranks": ranks, "threads_per_process": threads}
+    RunDir.prepare(path, config)
+    command = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(ranks), sys.executable, "-m", "hpc.rank"]
     environment = {**os.environ, "TESSERA_RANKS": str(ranks)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run([*command, str(path)], env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
-    return hashlib.sha256((path / "results" / "fit.h5").read_bytes()).hexdigest()
+    assert digest(path) == digest(typed)
 
 
-@pytest.mark.mpi
-def test_ranks_and_threads_do_not_show(folder, tmp_path):
-    digests = {ranks_run(folder, tmp_path / f"r{n}", n) for n in (1, 2, 3)}
-    assert len(digests) == 1
+def digest(run: Path) -> str:
+    return hashlib.sha256((run / "results" / "fit.h5").read_bytes()).hexdigest()
