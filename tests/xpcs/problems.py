@@ -16,7 +16,7 @@ def times_of(n_t):
     return np.linspace(0.0, TOTAL, n_t)
 
 
-def noisy(physical, n_t, phi, *, sigma=0.02, seed=0, symmetric=True, contrast=SCALING[0], offset=SCALING[1]):
+def noisy(physical, n_t, phi, *, sigma=0.02, seed=0, symmetric=True, contrast=SCALING[0], offset=SCALING[1], gap=GAP):
     """C2 of shape (n_phi, n_t, n_t), by the direct form; contrast and offset are numbers or one per angle."""
     from tessera.xpcs.physics import g1_squared
 
@@ -24,7 +24,7 @@ def noisy(physical, n_t, phi, *, sigma=0.02, seed=0, symmetric=True, contrast=SC
     contrast, offset = np.broadcast_to(contrast, len(phi)), np.broadcast_to(offset, len(phi))
     out = np.empty((len(phi), n_t, n_t))
     for a, angle in enumerate(phi):
-        clean = g1_squared(np.asarray(physical, float), times_of(n_t), q=Q, gap=GAP, phi=float(angle))
+        clean = g1_squared(np.asarray(physical, float), times_of(n_t), q=Q, gap=gap, phi=float(angle))
         noise = sigma * rng.standard_normal((n_t, n_t))
         if symmetric:
             noise = np.triu(noise, 1) + np.triu(noise, 1).T

@@ -8,6 +8,7 @@ s, alpha and ln m, and alpha near zero is no special place. Bounds hold througho
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -15,15 +16,15 @@ from typing import Final
 import numpy as np
 
 from tessera.lsq import levenberg
-from tessera.lsq.levenberg import LMOptions, LMState
+from tessera.lsq.levenberg import LMOptions
 from tessera.lsq.quadratic import Quadratic, Vector
 from tessera.xpcs.objective import XpcsObjective
-from tessera.xpcs.physics import RATE_FLOOR, Floats, safe_times
+from tessera.xpcs.physics import RATE_FLOOR, Floats, diffusion_factor, power_law, safe_times, shear_factor
 
 _TOLERANCE: Final = 1e-2
 """Standard errors from the minimum at which the first fit ends; the steps after it converge quadratically."""
 
-_PASSES: Final = 60
+_PASSES: Final = 40
 """Of one start at most."""
 
 _LEAST_ALPHA: Final = 1e-2
@@ -35,14 +36,29 @@ _LEAST_VALUE: Final = 1e-3
 _RADIUS: Final = 0.3
 """Length of the first step over that of the start: far from the minimum longer steps lead astray."""
 
+_ANGLE: Final = 10.0
+"""deg: what one is to the other coordinates."""
+
+_TURNED: Final = 0.1
+"""Least exponent of a curve whose prefactor was given another sign."""
+
+_CUT_OFF: Final = 0.1
+"""Share of the times at which a rate may be cut off; with more the cost has kinks that descents get stuck at."""
+
 _MIDDLE: Final = 0.1
 """Where t_m lies between the first and the last time."""
 
 _POOR: Final = 1.02
 """Cost over what noise alone would leave, above which other starts are tried."""
 
-_OTHERS: Final = (0.2, 5.0, 0.04, 25.0, 0.008, 125.0)
-"""Factors on the rates of those other starts."""
+_DECAYS: Final = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+"""q² ∫D dt over all times, of the constant diffusion coefficients that are looked at if the first start is poor."""
+
+_TURNS: Final = (1.0, 3.0, 6.0, 12.0, 25.0, 50.0, 100.0, 200.0)
+"""rad: q L/2π ∫γ̇ dt over all times, of the constant shear rates that are looked at."""
+
+_BEST: Final = 4
+"""Of them so many are starts."""
 
 
 @dataclass(frozen=True)
@@ -65,71 +81,132 @@ def first_fit(objective: XpcsObjective, x0: Vector, lower: Vector, upper: Vector
         Start and bounds, in the order of ``objective.names``, shape (p,).
     """
     small = objective.small
-    straight = _Straight(small, lower, upper)
-    best, passes, starts = None, 0, 0
-    for start in (x0, *_other_starts(objective, x0, lower, upper)):
-        state = _descend(straight, start, small.linear)
-        passes, starts = passes + state.passes, starts + 1
-        if state.at is not None and state.at.finite() and (best is None or state.at.cost < best.cost):
-            best = state.at
-        if best is not None and best.cost <= _POOR * small.noise_cost():
+    best, cost, passes, starts = x0, np.inf, 0, 0
+    for start, looks in _starts(small, x0, lower, upper):
+        x, reached, made = _descend(small, start, lower, upper)
+        passes, starts = passes + looks + made, starts + 1
+        if reached < cost:
+            best, cost = x, reached
+        if cost <= _POOR * small.noise_cost():
             break
-    return FirstFit(x0 if best is None else straight.back(best.x), passes, starts)
+    return FirstFit(best, passes, starts)
 
 
-def _descend(straight: _Straight, x: Vector, linear: tuple[int, ...]) -> LMState:
-    free = np.full(x.size, np.inf)
-    state = levenberg.start(straight.there(x), -free, free)
-    options = LMOptions(tolerance=_TOLERANCE, max_passes=_PASSES, radius=_RADIUS, linear=linear)
-    while not levenberg.done(state):
-        state = levenberg.step(state, straight.evaluate, options)
-    return state
+def _descend(objective: XpcsObjective, x: Vector, lower: Vector, upper: Vector) -> tuple[Vector, float, int]:
+    """Return the end of a descent within the bounds, its cost, and the passes made.
+
+    At first prefactors may have either sign: between positive ones with a rising and with a falling curve there is only
+    the flat one, a needle's eye. A curve that ends with a negative prefactor is a falling one with a negative exponent.
+    """
+    far = np.full(x.size, np.inf)
+    best, cost, passes = np.clip(x, lower, upper), np.inf, 0
+    options = LMOptions(tolerance=_TOLERANCE, max_passes=_PASSES, radius=_RADIUS, linear=objective.linear)
+    for low, high in ((-far, far), (lower, upper)):
+        straight = _Straight(objective, low, high, lower, upper)
+        state = levenberg.start(straight.there(x), -far, far)
+        while not levenberg.done(state):
+            state = levenberg.step(state, straight.evaluate, options)
+        passes += state.passes
+        if state.at is None or not state.at.finite():
+            break
+        found = straight.back(state.at.x)
+        if ((found >= lower) & (found <= upper)).all():
+            best, cost = found, state.at.cost
+            break
+        x = straight.turned(state.at.x)
+    return best, cost, passes
 
 
-def _other_starts(objective: XpcsObjective, x0: Vector, lower: Vector, upper: Vector) -> Iterator[Vector]:
-    """Yield starts with other rates: they set the time scale, without which no step finds the way."""
-    rates = [k for k, p in enumerate(objective.parameters) if p.unit in ("Å²/s", "1/s")]
-    for factor in _OTHERS:
+def _starts(objective: XpcsObjective, x0: Vector, lower: Vector, upper: Vector) -> Iterator[tuple[Vector, int]]:
+    """Yield the start that is given and, should that be poor, constant rates of least cost; with the passes it took."""
+    yield x0, 0
+    grid, names = objective.grid, [p.name for p in objective.parameters]
+    total = grid.dt * (grid.times.size - 1)
+    scans = [(("D0", "alpha", "D_offset"), np.array(_DECAYS) / (2 * diffusion_factor(grid.q, total)))]
+    if grid.gap is not None and objective.model == "laminar_flow":
+        turns = np.array([turn for turn in _TURNS if turn < grid.times.size])
+        scans.append((("gamma_dot_t0", "beta", "gamma_dot_t_offset"), turns / shear_factor(grid.q, grid.gap, total)))
+    looked = []
+    for rates in itertools.product(*(values for _, values in scans)):
         x = x0.copy()
-        x[rates] *= factor
-        yield np.clip(x, lower, upper)
+        for (law, _), rate in zip(scans, rates, strict=True):
+            for name, value in zip(law, (0.5 * rate, 0.0, 0.5 * rate), strict=True):
+                if name in names:
+                    x[names.index(name)] = value
+            if law[0] in names and law[2] in names:
+                x[names.index(law[0])] = max(0.5 * rate, lower[names.index(law[0])])
+                x[names.index(law[2])] = rate - x[names.index(law[0])]
+        x = np.clip(x, lower, upper)
+        looked.append((objective.evaluate(x).cost, x))
+    looked.sort(key=lambda pair: pair[0])
+    for k, (_, x) in enumerate(looked[:_BEST]):
+        yield x, 0 if k else len(looked)
 
 
 class _Straight:
     """An objective in the coordinates of the first fit."""
 
-    def __init__(self, objective: XpcsObjective, lower: Vector, upper: Vector) -> None:
-        self._objective, self._lower, self._upper = objective, lower, upper
-        times = safe_times(objective.grid.times)
-        self._middle = float(_MIDDLE * times[-1])
+    def __init__(self, objective: XpcsObjective, lower: Vector, upper: Vector, least: Vector, most: Vector) -> None:
+        self._objective = objective
+        self._times = safe_times(objective.grid.times)
+        self._middle = float(_MIDDLE * self._times[-1])
         names = [p.name for p in objective.parameters]
         laws = (("D0", "alpha", "D_offset"), ("gamma_dot_t0", "beta", "gamma_dot_t_offset"))
         self._laws = [[names.index(name) for name in law] for law in laws if all(name in names for name in law)]
+        # Exponents and angle keep their bounds in any case.
+        kept = [law[1] for law in self._laws] + [k for k, name in enumerate(names) if name == "phi0"]
+        self._lower, self._upper = lower.copy(), upper.copy()
+        self._lower[kept], self._upper[kept] = least[kept], most[kept]
+        self._unit = np.array([_ANGLE if name == "phi0" else 1.0 for name in objective.names])
+        self._damped = np.arange(len(objective.names)) < len(names)
 
     def there(self, x: Vector) -> Vector:
         """Return the coordinates of some parameters."""
         return self._mapped(x, self._curve)
 
     def back(self, y: Vector) -> Vector:
-        """Return the parameters of some coordinates."""
-        return np.clip(self._mapped(y, self._law), self._lower, self._upper)
+        """Return the parameters of some coordinates; of a curve out of bounds the value at t_m is kept."""
+        x = np.clip(self._mapped(y, self._law), self._lower, self._upper)
+        for law in self._laws:
+            value = np.exp(np.clip(y[law[2]], -80.0, 80.0))
+            offset = value - x[law[0]] * self._middle ** x[law[1]]
+            x[law[2]] = np.clip(offset, self._lower[law[2]], self._upper[law[2]])
+        return x
+
+    def turned(self, y: Vector) -> Vector:
+        """Return the parameters of nearly the same curves with positive prefactors."""
+        y = y.copy()
+        for law in self._laws:
+            slope, exponent = y[law[:2]]
+            y[law[1]] = np.copysign(max(abs(exponent), _TURNED), slope)
+        return self._mapped(y, self._law)
 
     def evaluate(self, y: Vector) -> Quadratic:
-        """Pass over the data."""
-        q = self._objective.evaluate(self.back(y))
+        """Pass over the data; where a rate is cut off the cost is no longer smooth, and counts as infinite."""
+        x = self.back(y)
+        if self._cut_off(x):
+            return Quadratic(x=y, cost=np.inf, gradient=np.zeros(y.size), hessian=np.zeros((y.size, y.size)), count=0)
+        q = self._objective.evaluate(x)
         turn = np.eye(y.size)
         for law in self._laws:
             turn[np.ix_(law, law)] = self._turn(q.x[law])
+        # What is left to gain bounds how far to go: about one in each coordinate, until nothing is left.
+        damping = np.where(self._damped, max(q.cost - self._objective.noise_cost(), 0.0) / self._unit**2, 0.0)
         return Quadratic(
             x=self.there(q.x),
             cost=q.cost,
             gradient=turn.T @ q.gradient,
-            hessian=turn.T @ q.hessian @ turn,
+            hessian=turn.T @ q.hessian @ turn + np.diag(damping),
             count=q.count,
             rejected=q.rejected,
             power=q.power,
             spread=q.spread,
         )
+
+    def _cut_off(self, x: Vector) -> bool:
+        physical = self._objective.physical(x)
+        laws = physical[: len(physical) // 3 * 3].reshape(-1, 3)
+        return any((power_law(self._times, *law) <= RATE_FLOOR).mean() > _CUT_OFF for law in laws)
 
     def _mapped(self, x: Vector, function: Callable[[Floats], Floats]) -> Vector:
         out = x.copy()

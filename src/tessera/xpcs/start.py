@@ -51,7 +51,7 @@ def noise_variances(c2: C2Rows) -> Floats:
     out = np.zeros(c2.n_phi)
     rows = range(min(n // 2, _NOISE_ROWS))
     for angle in range(c2.n_phi):
-        values = np.stack([c2.rows(angle, row, row + 1)[0][n // 2 - row :] for row in rows])
+        values = np.stack([c2.rows(angle, row, row + 1)[0][n // 2 - row :] for row in rows]).astype(np.float64)
         second = values[:, 2:] - 2 * values[:, 1:-1] + values[:, :-2]
         second = second[np.isfinite(second)]
         out[angle] = np.mean(second**2) / 6 if second.size else np.inf
