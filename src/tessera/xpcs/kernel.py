@@ -12,7 +12,7 @@ products u'Mv with the few vectors u: Σ M (u_j-u_i)(v_j-v_i) = Σ_j colsum uv +
 Against the direct form (`tessera.xpcs.physics.g1_squared`) these are left out: the floor of g₁ at 1e-10 (changes g by
 1e-20); the smoothing 1e-12 of the diffusion integral (changes an exponent by less than q²dt/2 · 1e-6); that of the
 shear integral where Δ is above 3 rad (changes g by less than c² ε, ε = (q L dt/2π)² 1e-12, and far less where cΔ is
-above one) or ε below 1e-10. Below 3 rad it is kept in g, to first order, and left out in dg/dp, of which it is 1e-12/γ̇².
+above one) or ε below 1e-10. Below 3 rad it is kept in g, to first order, but never in dg/dp (of order 1e-12 over γ̇²).
 """
 
 from __future__ import annotations
