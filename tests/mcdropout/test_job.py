@@ -11,12 +11,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from conftest import output_of, rank_command, rank_environment
 from mcdropout.serial_run import changed, options_of, picture_folder, serial, tiny_model
 
 from hpc.errors import ConfigError, InputError
 from hpc.options import build
 from hpc.rundir import RunDir
+from tessera.mcdropout import pixel_stage
+from tessera.mcdropout.errors import DeviceError
 from tessera.mcdropout.experiments import EXPERIMENTS
 from tessera.mcdropout.experiments.design import Arm, ByRecipe
 from tessera.mcdropout.job import McDropoutJob
@@ -465,3 +468,15 @@ def test_units_of_larger_models_and_longer_suffixes_cost_more():
     assert cost["clip_b32", "uniform"] == pytest.approx(2 * 50 * per_token, rel=0.02)
     assert cost["clip_b32", "late"] == pytest.approx(cost["clip_b32", "uniform"] / 4)
     assert cost["clip_l14", "uniform"] > 15 * cost["clip_b32", "uniform"]
+
+
+def test_pixels_that_do_not_fit_on_the_gpu_stay_on_the_host_and_that_is_said(monkeypatch, caplog):
+    monkeypatch.setattr(pixel_stage.devices, "free_bytes", lambda device: 3_000_000_000)
+    book = pixel_stage.PixelBook({}, torch.device("cuda"), "auto")
+    assert book._fits(1_000_000_000)
+    assert not caplog.records
+    assert not book._fits(2_000_000_000)
+    assert "2.00 GB" in caplog.text
+    assert "host memory" in caplog.text
+    with pytest.raises(DeviceError, match=r"store=auto"):
+        pixel_stage.PixelBook({}, torch.device("cuda"), "device")._fits(2_000_000_000)
