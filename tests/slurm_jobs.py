@@ -29,7 +29,7 @@ TWO_BY_TWO = (
     "cluster.nodes=2",
     "cluster.ranks_per_node=2",
     "cluster.threads_per_process=1",
-    "cluster.signal_delay=30",
+    "cluster.signal_delay=10",  # SLURM adds up to 30 s; the signal must not come while the ranks still start
     "cluster.sbatch={exclusive: true}",  # what is broken here must not be another test's node
 )
 OVER = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL"})

@@ -16,7 +16,7 @@ from slurm_jobs import kill, until
 
 @pytest.mark.slow
 def test_a_time_limit_and_more_nodes(stage):
-    run = stage.submit("job.seconds=1.6", "cluster.time='0:01:00'")
+    run = stage.submit("job.seconds=2.2", "cluster.time='0:01:00'")
     back = {"JobState": "PENDING", "Restarts": "1"}
     until(lambda: back.items() <= stage.cluster.job(run.job).items(), 100, run.said)
     stage.cluster.run("scontrol", "hold", run.job)  # or it would go on with two nodes in a few seconds

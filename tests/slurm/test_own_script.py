@@ -11,7 +11,7 @@ from slurm_jobs import kill, until
 
 @pytest.mark.slow
 def test_a_time_limit_and_more_nodes(stage):
-    run = stage.own_script("--time=1", "--signal=USR2@30", words=("job.seconds=1.6",))
+    run = stage.own_script("--time=1", "--signal=USR2@10", words=("job.seconds=2.2",))
     back = {"JobState": "PENDING", "Restarts": "1"}
     until(lambda: back.items() <= stage.cluster.job(run.job).items(), 100, stage.log)
     stage.cluster.run("scontrol", "update", f"jobid={run.job}", "NumNodes=3-3", "NumTasks=6", "TimeLimit=5")
