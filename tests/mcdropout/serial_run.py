@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 from PIL import Image
 
@@ -97,3 +98,9 @@ def serial(options: McDropoutOptions, run: Path, threads: int = 1, lost: str = "
 def changed(options: McDropoutOptions, section: str, **values) -> McDropoutOptions:
     """Return options with some values of a section changed."""
     return dataclasses.replace(options, **{section: dataclasses.replace(getattr(options, section), **values)})
+
+
+def traces(results: Path, key: str = "tiny", passes: int = 8) -> dict[str, np.ndarray]:
+    """Return the columns of an arm at some T."""
+    with h5py.File(results / "mcdropout.h5") as file:
+        return {name: data[:] for name, data in file[f"arms/{key}/T{passes:04d}"].items()}
