@@ -65,6 +65,10 @@ class CorruptFileError(TesseraError):
     """A checkpoint file does not hold what was written to it."""
 
 
+class ResultError(TesseraError):
+    """A job ran to its end, but its results are not what was asked for: a fit that did not converge."""
+
+
 class RankError(TesseraError):
     """A rank failed; the message names rank, stage, unit and cause."""
 

@@ -153,6 +153,15 @@ class Job(ABC):
     def stages(self) -> Sequence[Stage]:
         """Return the stages in the order in which they run."""
 
+    def complaint(self, ctx: Context) -> str | None:
+        """Say why finished results are not what was asked for, with the remedy; None if they are.
+
+        Called on rank 0 after the last stage, again if the run is resumed then. A complaint ends the run as failed, so
+        that what waits for it does not start; results and report stay.
+        """
+        del ctx
+        return None
+
     def report(self, run: RunView) -> Sequence[Section]:
         """Return the workload's sections of the report page, made from files under the run directory."""
         del run

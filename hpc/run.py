@@ -11,7 +11,15 @@ from hpc import threads
 from hpc.context import Context
 from hpc.desk import Desk, DeskThread, RemoteDesk
 from hpc.device import device_of
-from hpc.errors import EXIT_DONE, EXIT_QUARANTINED, EXIT_STOPPED, LockedError, LockLostError
+from hpc.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_QUARANTINED,
+    EXIT_STOPPED,
+    LockedError,
+    LockLostError,
+    ResultError,
+)
 from hpc.fence import Fence, patience
 from hpc.grace import Grace
 from hpc.job import Job, Map
@@ -189,9 +197,16 @@ def _stages(job: Job, life: Life) -> int:
     life.here.stage = "report"
     _collect_timings(life)
     quarantined = bool(life.ranks.bcast(bool(life.run.quarantined()) if life.desk else None))
-    code = _end(life, "quarantined" if quarantined else "done", EXIT_QUARANTINED if quarantined else EXIT_DONE)
+    complaint = life.ranks.bcast(job.complaint(life.ctx) if life.desk else None)
+    if complaint:
+        code = _end(life, "failed", EXIT_FAILED)
+    else:
+        code = _end(life, "quarantined" if quarantined else "done", EXIT_QUARANTINED if quarantined else EXIT_DONE)
     if life.desk:
         _report(job, life)
+    life.ranks.barrier()
+    if complaint:
+        raise ResultError(complaint)
     return code
 
 

@@ -57,6 +57,19 @@ def test_nothing_to_do_is_done(toy):
     assert toy(units=0).code == 0
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_results_that_are_not_what_was_asked_for_fail_the_run_and_stay(toy, ranks):
+    for _ in "first", "resumed":
+        run = toy(ranks=ranks, units=5, steps=3, complaint="the walk led nowhere; start elsewhere")
+        assert run.code == 1, run.output
+        assert "the walk led nowhere; start elsewhere" in run.output
+        assert "Traceback" not in run.output
+        assert run.json("failure.json")["expected"]
+        assert run.json("progress.json")["state"] == "failed"
+        assert {"squares.txt", "walk.txt"} <= results(run.path).keys()
+        assert (run.path / "report" / "index.html").is_file()
+
+
 @pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 3), (3, 1)])
 def test_a_stopped_run_continues_on_other_ranks(toy, tmp_path, first, then):
     options = {"units": 40, "seconds": 0.05, "steps": 30}

@@ -28,6 +28,7 @@ class ToyOptions:
     kill: tuple[str, ...] = ()  # units that kill their process
     slow: tuple[str, ...] = ()  # units that take an hour, on the first try of a run
     fail_setup_on: int = -1  # rank whose setup raises
+    complaint: str = ""  # what the job says of its finished results
     scratch: Path | None = None  # remembers tries between attempts
 
 
@@ -140,3 +141,6 @@ class ToyJob(Job):
         if self.options.steps:
             stages.append(Walk(self.options))
         return stages
+
+    def complaint(self, ctx: Context) -> str | None:
+        return self.options.complaint or None

@@ -34,6 +34,9 @@ def decay(t, a, b, c):
 def steps(x, a, b, c):
     return a * jnp.exp(-b * x[0]) + c
 
+def twice(t, a, b, c):
+    return (a + b) * jnp.exp(-t) + c
+
 def broken(t, a, b, c):
     return jnp.log(a - 10) * t
 """
@@ -105,6 +108,16 @@ def test_results_and_report(folder, tmp_path):
     assert sections[3].tables[0].rows[0][0] == 2  # the chunk with the outliers leads
     assert all(f.image.startswith(b"\x89PNG") or b"<svg" in f.image[:300] for s in sections for f in s.figures)
     assert (tmp_path / "results" / "profile" / "trace-pass-000").is_dir()
+
+
+def test_a_fit_that_fails_is_a_complaint_with_the_remedy(folder, tmp_path):
+    record, job = fitted(folder, tmp_path, model="fit_model.py:twice")
+    assert not record["success"]
+    words = job.complaint(Context(results_dir=tmp_path))
+    assert "SINGULAR" in words
+    assert "a, b" in words
+    _, good = fitted(folder, tmp_path)
+    assert good.complaint(Context(results_dir=tmp_path)) is None
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from lsq import nist
+
 from tessera.lsq.fit import fit
 from tessera.lsq.options import HybridStreamingConfig
 

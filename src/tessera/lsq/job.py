@@ -23,7 +23,7 @@ from tessera.lsq.model import Groups, Model
 from tessera.lsq.model_file import load_function
 from tessera.lsq.objective import Objective, Sum
 from tessera.lsq.options import HybridStreamingConfig
-from tessera.lsq.output import parameters_record, result_arrays, summary_record, write_fit
+from tessera.lsq.output import complaint, parameters_record, result_arrays, summary_record, write_fit
 from tessera.lsq.quadratic import Vector
 from tessera.lsq.reduce import serial
 from tessera.lsq.result import Result
@@ -68,6 +68,10 @@ class LsqJob(Job):
     def stages(self) -> Sequence[Stage]:
         """One fit."""
         return [FitStage(self._problem, self._write, profile=self.options.profile)]
+
+    def complaint(self, ctx: Context) -> str | None:
+        """Say why the fit did not succeed."""
+        return complaint(ctx.results_dir / "parameters.json")
 
     def report(self, run: RunView) -> Sequence[Section]:
         """Return the pictures of `tessera.lsq.report`."""

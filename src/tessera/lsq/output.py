@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +36,12 @@ def parameters_record(result: Result) -> dict[str, Any]:
         "passes": result.evaluations,
         "telemetry": plain_tree(result.telemetry),
     }
+
+
+def complaint(path: Path) -> str | None:
+    """Return why the fit of a ``parameters.json`` did not succeed; None if it did."""
+    record = json.loads(path.read_text())
+    return None if record["success"] else f"the fit did not converge ({record['status']}): {record['message']}"
 
 
 def result_arrays(result: Result, extra: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

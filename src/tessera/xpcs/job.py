@@ -13,6 +13,7 @@ from hpc.errors import InputError
 from hpc.job import Job, Stage
 from tessera.lsq.errors import FitInputError
 from tessera.lsq.stage import FitStage
+from tessera.xpcs import outputs
 from tessera.xpcs.dataset import Dataset
 from tessera.xpcs.errors import XpcsInputError
 from tessera.xpcs.load import Hold, Selection, load
@@ -76,6 +77,10 @@ class XpcsJob(Job):
                 profile=self.options.profile,
             )
         ]
+
+    def complaint(self, ctx: Context) -> str | None:
+        """Say why the fit did not succeed."""
+        return outputs.complaint(ctx.results_dir / "convergence_metrics.json")
 
     def report(self, run: RunView) -> Sequence[Section]:
         """Return the pictures of `tessera.xpcs.report`."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -151,6 +153,13 @@ def analysis_json(finding: Finding) -> dict[str, Any]:
             "scaling": finding.scaling,
         },
     }
+
+
+def complaint(path: Path) -> str | None:
+    """Return why the fit of a ``convergence_metrics.json`` did not succeed; None if it did."""
+    record = json.loads(path.read_text())
+    status = record["convergence"]["status"]
+    return None if status == "converged" else f"the fit did not converge ({status}): {record['quality_warnings'][0]}"
 
 
 def convergence_json(finding: Finding) -> dict[str, Any]:
