@@ -12,7 +12,6 @@ from hpc.report.view import RunView
 from tessera.photometry import output
 from tessera.photometry.catalog import Catalog
 from tessera.photometry.plot_images import white_of
-from tessera.photometry.plot_style import band_colours, shrink
 from tessera.photometry.psf_grids import moffat
 from tessera.photometry.report import psf_sections, sections
 from tessera.photometry.report_data import (
@@ -27,6 +26,7 @@ from tessera.photometry.report_data import (
 )
 from tessera.photometry.select import Selection
 from tessera.photometry.sources import Kind, Sources
+from tessera.plot_style import band_colours, shrink
 
 BANDS = ("g", "r")
 N = 40

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.lsq.result import HISTORY
-from tessera.photometry.plot_style import BLUE, INK, RED, SOFT, WIDTH, image_axes, new_figure, panels, png, tidy
+from tessera.plot_style import BLUE, INK, RED, SOFT, WIDTH, image_axes, new_figure, panels, png, tidy
 
 _FLOOR: Final = 1e-16
 """Relative: what is left of a cost at rounding error."""

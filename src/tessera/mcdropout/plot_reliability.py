@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tessera.mcdropout import reliability as gates
 from tessera.mcdropout.reliability import Reliability, spearman, spearman_matrix
 from tessera.mcdropout.report_data import Trials
-from tessera.photometry.plot_style import (
+from tessera.plot_style import (
     BLUE,
     INK,
     ORANGE,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.mcdropout.report_data import Gallery
-from tessera.photometry.plot_style import INK, WIDTH, image_axes, new_figure, png
+from tessera.plot_style import INK, WIDTH, image_axes, new_figure, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

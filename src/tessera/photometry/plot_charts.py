@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera.photometry.plot_style import (
+from tessera.plot_style import (
     BLUE,
     INK,
     ORANGE,

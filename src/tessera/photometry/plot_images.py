@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera.photometry.plot_style import (
+from tessera.photometry.report_data import Bounds, Cell, Overlay, PatchRecord, Picture
+from tessera.plot_style import (
     BLUE,
     INK,
     ORANGE,
@@ -25,7 +26,6 @@ from tessera.photometry.plot_style import (
     stretch,
     tidy,
 )
-from tessera.photometry.report_data import Bounds, Cell, Overlay, PatchRecord, Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
