@@ -29,8 +29,8 @@ from tessera.xpcs.transport import Diffusion, Shear
 BASIS: Final = 8
 """Functions whose Gram matrix a pass yields: g, g du for three diffusion parameters, H du for four of the shear."""
 
-GROUP: Final = ROWS * COLUMNS
-"""Elements of one array of a group of angles: nine such arrays make up the working set."""
+GROUP: Final = 2 * ROWS * COLUMNS
+"""Most elements of one array of a group of angles; five such arrays and the data are the working set."""
 
 _FLAT: Final = 2e-3
 """rad: with all phases below it, cos x - sinc x is the first two terms of its series, which are exact to 1e-15."""
@@ -47,15 +47,17 @@ _COINCIDENT: Final = 1e-3
 # Rows of the table of vectors: three slopes of the decay, one, four slopes of the phase.
 _DECAY, _ONE, _PHASE = slice(0, 3), 3, slice(4, 8)
 
+_SQUARES: Final = 4
+"""Where the squares begin among the seven matrices yg, yH, g, H, g², gH, H²; those before are linear in g or H."""
+
 
 class Scratch:
     """The arrays one thread works in."""
 
     def __init__(self, n_phi: int, n_t: int) -> None:
-        size = max(GROUP, ROWS * COLUMNS)
-        self.pair = np.empty(2 * size)
-        self.products = np.empty(7 * size)
-        self.moments = np.empty(7 * n_phi * ROWS * BASIS)
+        self.pair = np.empty(2 * GROUP)
+        self.products = np.empty(3 * GROUP)
+        self.moments = np.empty(ROWS * 7 * n_phi * BASIS)
         self.columns = np.empty((3, n_phi, n_t))
 
 
@@ -83,6 +85,8 @@ class FlowPass:
         # Sums of differences lose fewer digits if the vectors are about zero.
         self.table = slopes - slopes.mean(1, keepdims=True)
         self.table[_ONE] = 1.0
+        self.shared = self.table if share is None else self.table * share
+        self.pairs = (self.table[:, None] * self.shared).reshape(BASIS * BASIS, -1)
 
     def sums(self, strips: Sequence[Sequence[Filled]], scratch: Scratch) -> dict[str, Floats]:
         """Return Gram matrix, sums and products with the data of the `BASIS` functions over some strips.
@@ -93,64 +97,85 @@ class FlowPass:
             ``gram`` (n_phi, 8, 8), ``plain`` (n_phi, 8), ``data`` (n_phi, 8).
         """
         n_phi = scratch.columns.shape[1]
-        crossed, squares = np.zeros((7, n_phi, BASIS, BASIS)), np.zeros((3, n_phi, BASIS, BASIS))
+        crossed, squares = np.zeros((BASIS, 7, n_phi, BASIS)), np.zeros((3 * n_phi, BASIS * BASIS))
         scratch.columns[:] = 0.0
         for tiles in strips:
             moments = self._moments(tiles, scratch)
             rows = slice(tiles[0].tile.first, tiles[0].tile.end)
-            left = self.table[:, rows]
-            shared = left if self.share is None else left * self.share[rows]
-            crossed[:2] += left @ moments[:2]
-            crossed[2:] += shared @ moments[2:]
-            squares += (moments[4:, :, :, _ONE][:, :, None] * shared) @ left.T
+            crossed[:, :2] += _along(self.table[:, rows], moments[:, :2])
+            crossed[:, 2:] += _along(self.shared[:, rows], moments[:, 2:])
+            squares += moments[:, _SQUARES:, :, _ONE].reshape(len(moments), -1).T @ self.pairs[:, rows].T
         first = min(tiles[0].tile.first for tiles in strips)
-        right = self.table[:, first:]
-        shared = right if self.share is None else right * self.share[first:]
-        squares += (scratch.columns[:, :, None, first : len(self.table[0])] * shared) @ right.T
-        return _combine(crossed, squares)
+        n = self.table.shape[1]
+        squares += scratch.columns[:, :, first:n].reshape(3 * n_phi, -1) @ self.pairs[:, first:].T
+        return _combine(crossed.transpose(1, 2, 0, 3), squares.reshape(3, n_phi, BASIS, BASIS))
 
     def _moments(self, strip: Sequence[Filled], scratch: Scratch) -> Floats:
-        """Sum the matrices times the vectors over the columns of a strip; shape (7, n_phi, rows, 8)."""
-        total: Floats | None = None
+        """Sum the matrices times the vectors over the columns of a strip; shape (rows, 7, n_phi, 8)."""
+        first, n_phi = strip[0].tile, len(strip[0].y)
+        rows = first.end - first.first
+        total = scratch.moments[: rows * 7 * n_phi * BASIS].reshape(rows, 7, n_phi, BASIS)
+        total[:] = 0.0
         for filled in strip:
-            tile, n_phi = filled.tile, len(filled.y)
-            shape = filled.y.shape[1:]
+            tile = filled.tile
+            width = tile.right - tile.left
             shared = _Shared(self, tile)
-            right = np.ascontiguousarray(self.table[:, tile.left : tile.right].T)
-            step = max(1, GROUP // (shape[0] * shape[1]))
-            part = np.empty((7, n_phi, shape[0], BASIS))
+            step = max(1, GROUP // (rows * width))
             for low in range(0, n_phi, step):
                 angles = slice(low, min(low + step, n_phi))
-                group = (angles.stop - low, *shape)
-                size = group[0] * shape[0] * shape[1]
+                group = (angles.stop - low, rows, width)
+                size = group[0] * rows * width
                 pair = scratch.pair[: 2 * size].reshape(2, *group)
-                products = scratch.products[: 7 * size].reshape(7, *group)
-                shared.values(angles, pair, products)
+                products = scratch.products[: 3 * size].reshape(3, *group)
                 weight = None if filled.weight is None else filled.weight[angles]
-                _multiply(products, filled.y[angles], weight, pair)
-                self._contract(products, right, tile, part[:, angles], scratch.columns[:, angles])
-            total = part if total is None else total + part
-        if total is None:
-            msg = "a strip has at least one tile"
-            raise ValueError(msg)
+                shared.values(angles, pair, products[0])
+                self._contract(
+                    tile, (pair, products), (filled.y[angles], weight), total[:, :, angles], scratch.columns[:, angles]
+                )
         return total
 
-    def _contract(self, products: Floats, right: Floats, tile: Tile, part: Floats, columns: Floats) -> None:
-        """Multiply the matrices by the vectors over the columns, and sum the columns of the squares."""
-        shape = products.shape[1:]
+    def _contract(
+        self,
+        tile: Tile,
+        arrays: tuple[Floats, Floats],
+        data: tuple[Floats, Floats | None],
+        total: Floats,
+        columns: Floats,
+    ) -> None:
+        """Make the seven matrices of g and H, add them times the vectors over the columns, and columns of squares."""
+        pair, products = arrays
+        y, weight = data
+        g, h = pair
+        shared = np.ascontiguousarray(self.shared[:, tile.left : tile.right].T)
+        plain = shared if self.share is None else np.ascontiguousarray(self.table[:, tile.left : tile.right].T)
+        ones = np.ones(len(total)) if self.share is None else self.share[tile.first : tile.end]
 
-        # One tall product: many small ones would spend their time on being called.
-        def times(matrices: Floats, vectors: Floats) -> Floats:
-            return (matrices.reshape(-1, shape[2]) @ vectors).reshape(-1, *shape[:2], BASIS)
+        def add(matrices: Floats, vectors: Floats, into: Floats) -> None:
+            # One tall product: many small ones would spend their time on being called.
+            flat = matrices.reshape(-1, matrices.shape[-1]) @ vectors
+            into += flat.reshape(*matrices.shape[:-1], BASIS).transpose(2, 0, 1, 3)
 
-        ones = np.ones(shape[1])
-        if self.share is None:
-            part[:] = times(products, right)
-        else:
-            part[:2] = times(products[:2], right)
-            part[2:] = times(products[2:], right * self.share[tile.left : tile.right, None])
-            ones = self.share[tile.first : tile.end]
-        columns[..., tile.left : tile.right] += ones @ products[4:]
+        np.multiply(g, g, out=products[0])
+        np.multiply(g, h, out=products[1])
+        np.multiply(h, h, out=products[2])
+        if weight is not None:
+            products *= weight
+        add(products, shared, total[:, _SQUARES:])
+        columns[..., tile.left : tile.right] += ones @ products
+        if weight is None:
+            add(pair, shared, total[:, 2:_SQUARES])
+            pair *= y
+            add(pair, plain, total[:, :2])
+            return
+        np.multiply(pair, weight, out=products[:2])
+        add(products[:2], shared, total[:, 2:_SQUARES])
+        pair *= y
+        add(pair, plain, total[:, :2])
+
+
+def _along(left: Floats, moments: Floats) -> Floats:
+    """Multiply by vectors over the rows; shape (8, ...)."""
+    return np.asarray((left @ moments.reshape(len(moments), -1)).reshape(BASIS, *moments.shape[1:]))
 
 
 class _Shared:
@@ -179,8 +204,8 @@ class _Shared:
         coincident = (self.delta < _COINCIDENT) & (self.inverse > 0)
         self.coincident = np.nonzero(coincident) if coincident.any() else None
 
-    def values(self, angles: slice, pair: Floats, products: Floats) -> None:
-        """Fill ``products[2]`` with g and ``products[3]`` with H/4."""
+    def values(self, angles: slice, pair: Floats, spare: Floats) -> None:
+        """Fill ``pair`` with g and H/4."""
         sinc, slope = pair
         np.matmul(self.before[:, angles], self.after[:, angles], out=pair)
         if self.tile.diagonal:
@@ -196,33 +221,16 @@ class _Shared:
             across = self.at.shear.across[angles, None]
             squares = across**2 * (self.delta[self.coincident] ** 2 + self.at.shear.smoothing)
             sinc[:, *self.coincident] = self.fading[self.coincident] * (1 - squares / 6 * (1 - squares / 20))
-        square, cube = products[0], products[1]
-        np.multiply(sinc, sinc, out=square)
-        np.multiply(square, square, out=products[2])
-        np.multiply(square, sinc, out=cube)
         slope *= self.inverse
-        np.multiply(cube, slope, out=products[3])
+        square = np.multiply(sinc, sinc, out=spare)
+        sinc *= square
+        slope *= sinc
+        np.multiply(square, square, out=sinc)
 
     def _series(self, across: float) -> Floats:
         """Return K^¼ (cos x - sinc x) where x is so small that the difference would have no digits."""
         square = (across * self.delta) ** 2
         return np.asarray(self.fading * square * (square / 30 - 1 / 3))
-
-
-def _multiply(products: Floats, y: Floats, weight: Floats | None, spare: Floats) -> None:
-    """Fill in yg, yH, g², gH, H² beside g and H; with weights also wg and wH in their places."""
-    g, h = products[2], products[3]
-    np.multiply(y, g, out=products[0])
-    np.multiply(y, h, out=products[1])
-    if weight is None:
-        wg, wh = g, h
-    else:
-        wg, wh = np.multiply(weight, g, out=spare[0]), np.multiply(weight, h, out=spare[1])
-    np.multiply(g, wg, out=products[4])
-    np.multiply(h, wg, out=products[5])
-    np.multiply(h, wh, out=products[6])
-    if weight is not None:
-        products[2:4] = spare
 
 
 def _combine(crossed: Floats, squares: Floats) -> dict[str, Floats]:
