@@ -15,6 +15,10 @@ _FEWEST: Final = 100
 _ROWS: Final = 256
 """Rows of C₂ that are looked at, evenly spread: quantiles of more do not differ beyond their error."""
 
+_NOISE_ROWS: Final = 64
+_LAG_BINS: Final = 16
+_NOISIEST: Final = 2.0
+
 
 def quantile_scaling(c2: C2Rows) -> Floats:
     """Return contrast and offset of each angle, shape (n_phi, 2).
@@ -46,16 +50,28 @@ def _estimate(near: Floats, far: Floats) -> Floats:
 
 
 def noise_variances(c2: C2Rows) -> Floats:
-    """Return the noise variance of each angle, shape (n_phi,), from second differences along the longest lags."""
+    """Return the noise variance of each angle, averaged over all pairs of times, shape (n_phi,).
+
+    It is judged by second differences along rows, which a smooth decay hardly touches. Noise grows with C₂ itself where
+    it comes from counting, so short lags matter; a decay within a few frames would look like noise there, hence
+    nowhere more than `_NOISIEST` times what is seen at the longest lags is believed.
+    """
     n = c2.n_t
+    rows = np.unique(np.linspace(0, max(n - 4, 0), _NOISE_ROWS).astype(int))
     out = np.zeros(c2.n_phi)
-    rows = range(min(n // 2, _NOISE_ROWS))
     for angle in range(c2.n_phi):
-        values = np.stack([c2.rows(angle, row, row + 1)[0][n // 2 - row :] for row in rows]).astype(np.float64)
-        second = values[:, 2:] - 2 * values[:, 1:-1] + values[:, :-2]
-        second = second[np.isfinite(second)]
-        out[angle] = np.mean(second**2) / 6 if second.size else np.inf
+        squares, counts = np.zeros(_LAG_BINS), np.zeros(_LAG_BINS)
+        for row in rows:
+            values = c2.rows(angle, int(row), int(row) + 1)[0][1:].astype(np.float64)
+            second = np.diff(values, 2) ** 2 / 6
+            known = np.isfinite(second)
+            bins = np.arange(second.size)[known] * _LAG_BINS // n
+            squares += np.bincount(bins, second[known], _LAG_BINS)
+            counts += np.bincount(bins, minlength=_LAG_BINS)
+        long = slice(_LAG_BINS // 2, None) if counts[_LAG_BINS // 2 :].any() else slice(None)
+        if not counts.any():
+            out[angle] = np.inf
+            continue
+        limit = _NOISIEST * squares[long].sum() / counts[long].sum()
+        out[angle] = np.minimum(squares, limit * counts).sum() / counts.sum()
     return out
-
-
-_NOISE_ROWS: Final = 64
