@@ -23,7 +23,7 @@ from typing import Final
 import numpy as np
 
 from tessera.xpcs.physics import Floats
-from tessera.xpcs.tiles import COLUMNS, ROWS, Filled, Tile, upper
+from tessera.xpcs.tiles import COLUMNS, ROWS, Filled, Tile, below
 from tessera.xpcs.transport import Diffusion, Shear
 
 BASIS: Final = 8
@@ -86,29 +86,37 @@ class FlowPass:
         self.table = slopes - slopes.mean(1, keepdims=True)
         self.table[_ONE] = 1.0
         self.shared = self.table if share is None else self.table * share
-        self.pairs = (self.table[:, None] * self.shared).reshape(BASIS * BASIS, -1)
+        kinds = ((_DECAY, _DECAY), (_DECAY, _PHASE), (_PHASE, _PHASE))
+        self.pairs = [(self.table[u, None] * self.shared[v]).reshape(-1, self.table.shape[1]).T for u, v in kinds]
 
     def sums(self, strips: Sequence[Sequence[Filled]], scratch: Scratch) -> dict[str, Floats]:
-        """Return Gram matrix, sums and products with the data of the `BASIS` functions over some strips.
+        """Sum over some strips what `combined` makes Gram matrix, sums and products with the data of.
 
         Returns
         -------
         dict
-            ``gram`` (n_phi, 8, 8), ``plain`` (n_phi, 8), ``data`` (n_phi, 8).
+            ``crossed`` Σ u_i M_ij v_j, shape (8, 7, n_phi, 8): vectors at i, matrices, angles, vectors at j; and
+            ``decays``, ``mixed``, ``phases`` Σ M_ij (u_i v_i + u_j v_j) of the squares, (n_phi, 9), (n_phi, 12) and
+            (n_phi, 16).
         """
         n_phi = scratch.columns.shape[1]
-        crossed, squares = np.zeros((BASIS, 7, n_phi, BASIS)), np.zeros((3 * n_phi, BASIS * BASIS))
-        scratch.columns[:] = 0.0
+        crossed = np.zeros((BASIS, 7, n_phi, BASIS))
+        first, end = min(tiles[0].tile.first for tiles in strips), max(tiles[-1].tile.right for tiles in strips)
+        scratch.columns[..., first:end] = 0.0
         for tiles in strips:
             moments = self._moments(tiles, scratch)
             rows = slice(tiles[0].tile.first, tiles[0].tile.end)
-            crossed[:, :2] += _along(self.table[:, rows], moments[:, :2])
-            crossed[:, 2:] += _along(self.shared[:, rows], moments[:, 2:])
-            squares += moments[:, _SQUARES:, :, _ONE].reshape(len(moments), -1).T @ self.pairs[:, rows].T
-        first = min(tiles[0].tile.first for tiles in strips)
-        n = self.table.shape[1]
-        squares += scratch.columns[:, :, first:n].reshape(3 * n_phi, -1) @ self.pairs[:, first:].T
-        return _combine(crossed.transpose(1, 2, 0, 3), squares.reshape(3, n_phi, BASIS, BASIS))
+            if self.share is None:
+                crossed += _along(self.table[:, rows], moments)
+            else:
+                crossed[:, :2] += _along(self.table[:, rows], moments[:, :2])
+                crossed[:, 2:] += _along(self.shared[:, rows], moments[:, 2:])
+            scratch.columns[..., rows] += moments[:, _SQUARES:, :, _ONE].transpose(1, 2, 0)
+        ends = [
+            columns @ pairs[first:end]
+            for columns, pairs in zip(scratch.columns[..., first:end], self.pairs, strict=True)
+        ]
+        return {"crossed": crossed, "decays": ends[0], "mixed": ends[1], "phases": ends[2]}
 
     def _moments(self, strip: Sequence[Filled], scratch: Scratch) -> Floats:
         """Sum the matrices times the vectors over the columns of a strip; shape (rows, 7, n_phi, 8)."""
@@ -119,7 +127,7 @@ class FlowPass:
         for filled in strip:
             tile = filled.tile
             width = tile.right - tile.left
-            shared = _Shared(self, tile)
+            shared, vectors = _Shared(self, tile), self._vectors(tile)
             step = max(1, GROUP // (rows * width))
             for low in range(0, n_phi, step):
                 angles = slice(low, min(low + step, n_phi))
@@ -129,48 +137,50 @@ class FlowPass:
                 products = scratch.products[: 3 * size].reshape(3, *group)
                 weight = None if filled.weight is None else filled.weight[angles]
                 shared.values(angles, pair, products[0])
-                self._contract(
-                    tile, (pair, products), (filled.y[angles], weight), total[:, :, angles], scratch.columns[:, angles]
-                )
+                columns = scratch.columns[:, angles, tile.left : tile.right]
+                _contract(vectors, (pair, products), (filled.y[angles], weight), total[:, :, angles], columns)
         return total
 
-    def _contract(
-        self,
-        tile: Tile,
-        arrays: tuple[Floats, Floats],
-        data: tuple[Floats, Floats | None],
-        total: Floats,
-        columns: Floats,
-    ) -> None:
-        """Make the seven matrices of g and H, add them times the vectors over the columns, and columns of squares."""
-        pair, products = arrays
-        y, weight = data
-        g, h = pair
-        shared = np.ascontiguousarray(self.shared[:, tile.left : tile.right].T)
-        plain = shared if self.share is None else np.ascontiguousarray(self.table[:, tile.left : tile.right].T)
-        ones = np.ones(len(total)) if self.share is None else self.share[tile.first : tile.end]
+    def _vectors(self, tile: Tile) -> tuple[Floats, Floats, Floats]:
+        """Return the vectors over the columns for the data and for the rest, and what rows are summed with."""
+        columns = slice(tile.left, tile.right)
+        data = np.ascontiguousarray(self.table[:, columns].T)
+        if self.share is None:
+            return data, data, np.ones(tile.end - tile.first)
+        return data, np.ascontiguousarray(self.shared[:, columns].T), self.share[tile.first : tile.end]
 
-        def add(matrices: Floats, vectors: Floats, into: Floats) -> None:
-            # One tall product: many small ones would spend their time on being called.
-            flat = matrices.reshape(-1, matrices.shape[-1]) @ vectors
-            into += flat.reshape(*matrices.shape[:-1], BASIS).transpose(2, 0, 1, 3)
 
-        np.multiply(g, g, out=products[0])
-        np.multiply(g, h, out=products[1])
-        np.multiply(h, h, out=products[2])
-        if weight is not None:
-            products *= weight
-        add(products, shared, total[:, _SQUARES:])
-        columns[..., tile.left : tile.right] += ones @ products
-        if weight is None:
-            add(pair, shared, total[:, 2:_SQUARES])
-            pair *= y
-            add(pair, plain, total[:, :2])
-            return
-        np.multiply(pair, weight, out=products[:2])
-        add(products[:2], shared, total[:, 2:_SQUARES])
-        pair *= y
-        add(pair, plain, total[:, :2])
+def _contract(
+    vectors: tuple[Floats, Floats, Floats],
+    arrays: tuple[Floats, Floats],
+    data: tuple[Floats, Floats | None],
+    total: Floats,
+    columns: Floats,
+) -> None:
+    """Make the seven matrices of g and H, add them times the vectors over the columns, and columns of the squares."""
+    for_data, for_rest, for_rows = vectors
+    pair, products = arrays
+    y, weight = data
+    g, h = pair
+
+    def add(matrices: Floats, vectors: Floats, into: Floats) -> None:
+        # One tall product: many small ones would spend their time on being called.
+        flat = matrices.reshape(-1, matrices.shape[-1]) @ vectors
+        into += flat.reshape(*matrices.shape[:-1], BASIS).transpose(2, 0, 1, 3)
+
+    np.multiply(g, g, out=products[0])
+    np.multiply(g, h, out=products[1])
+    np.multiply(h, h, out=products[2])
+    if weight is not None:
+        products *= weight
+    add(products, for_rest, total[:, _SQUARES:])
+    columns += for_rows @ products
+    if weight is None:
+        add(pair, for_rest, total[:, 2:_SQUARES])
+    else:
+        add(np.multiply(pair, weight, out=products[:2]), for_rest, total[:, 2:_SQUARES])
+    pair *= y
+    add(pair, for_data, total[:, :2])
 
 
 def _along(left: Floats, moments: Floats) -> Floats:
@@ -186,11 +196,13 @@ class _Shared:
         rows, columns = slice(tile.first, tile.end), slice(tile.left, tile.right)
         decay, phase = at.diffusion.decay, at.shear.phase
         self.delta = phase[columns] - phase[rows, None]
+        if tile.diagonal:
+            self.delta[below(tile.end - tile.first)] = 1.0  # far from coincident
         with np.errstate(divide="ignore"):
             self.inverse = 1.0 / self.delta
         self.before, self.after = at.before[:, :, rows], at.after[..., columns]
         if tile.diagonal:
-            self.inverse[~upper(*self.delta.shape)] = 0.0
+            self.inverse[below(tile.end - tile.first)] = 0.0
             self.fading = np.exp(-0.25 * np.maximum(decay[columns] - decay[rows, None], 0.0))
         else:
             # Seen from the first column both factors are at most one: neither overflows.
@@ -201,8 +213,7 @@ class _Shared:
         self.near = 0
         if at.shear.smoothing > _UNSEEN:
             self.near = int(np.searchsorted(phase[columns], phase[tile.end - 1] + _NEAR))
-        coincident = (self.delta < _COINCIDENT) & (self.inverse > 0)
-        self.coincident = np.nonzero(coincident) if coincident.any() else None
+        self.coincident = np.nonzero(self.delta < _COINCIDENT) if self.delta.min() < _COINCIDENT else None
 
     def values(self, angles: slice, pair: Floats, spare: Floats) -> None:
         """Fill ``pair`` with g and H/4."""
@@ -233,8 +244,15 @@ class _Shared:
         return np.asarray(self.fading * square * (square / 30 - 1 / 3))
 
 
-def _combine(crossed: Floats, squares: Floats) -> dict[str, Floats]:
-    """Make sums over pairs of Σ u_i M_ij v_j, (7, n_phi, 8, 8), and Σ M_ij (u_i v_i + u_j v_j), (3, n_phi, 8, 8)."""
+def combined(sums: dict[str, Floats]) -> dict[str, Floats]:
+    """Return Gram matrix, sums and products with the data of the `BASIS` functions from sums of `FlowPass.sums`.
+
+    Returns
+    -------
+    dict
+        ``gram`` (n_phi, 8, 8), ``plain`` (n_phi, 8), ``data`` (n_phi, 8).
+    """
+    crossed = sums["crossed"].transpose(1, 2, 0, 3)
     n_phi = crossed.shape[1]
     plain, data = np.empty((n_phi, BASIS)), np.empty((n_phi, BASIS))
     steps = crossed[:, :, _ONE] - crossed[..., _ONE]  # Σ M (v_j - v_i)
@@ -246,10 +264,10 @@ def _combine(crossed: Floats, squares: Floats) -> dict[str, Floats]:
     gram[:, 0, 0] = crossed[4][:, _ONE, _ONE]
     gram[:, 0, 1:4] = steps[4][:, _DECAY]
     gram[:, 0, 4:] = steps[5][:, _PHASE]
-    full = squares - crossed[4:] - crossed[4:].transpose(0, 1, 3, 2)
-    gram[:, 1:4, 1:4] = full[0][:, _DECAY, _DECAY]
-    gram[:, 1:4, 4:] = full[1][:, _DECAY, _PHASE]
-    gram[:, 4:, 4:] = full[2][:, _PHASE, _PHASE]
-    lower = np.tril_indices(BASIS, -1)
-    gram[:, lower[0], lower[1]] = gram[:, lower[1], lower[0]]
+    both = crossed[_SQUARES:] + crossed[_SQUARES:].transpose(0, 1, 3, 2)
+    gram[:, 1:4, 1:4] = sums["decays"].reshape(n_phi, 3, 3) - both[0][:, _DECAY, _DECAY]
+    gram[:, 1:4, 4:] = sums["mixed"].reshape(n_phi, 3, 4) - both[1][:, _DECAY, _PHASE]
+    gram[:, 4:, 4:] = sums["phases"].reshape(n_phi, 4, 4) - both[2][:, _PHASE, _PHASE]
+    gram[:, 1:, 0] = gram[:, 0, 1:]
+    gram[:, 4:, 1:4] = gram[:, 1:4, 4:].transpose(0, 2, 1)
     return {"gram": gram, "plain": plain, "data": data}

@@ -18,7 +18,7 @@ from tessera.xpcs.arguments import check_geometry, check_names, errors_of, time_
 from tessera.xpcs.assemble import PerAngle, Shape, assemble, noise_cost, per_angle
 from tessera.xpcs.dataset import ArrayC2, C2Rows
 from tessera.xpcs.errors import XpcsInputError
-from tessera.xpcs.kernel import FlowPass, Scratch
+from tessera.xpcs.kernel import FlowPass, Scratch, combined
 from tessera.xpcs.kernel_static import StaticPass
 from tessera.xpcs.physics import Floats, Parameter, parameters_of
 from tessera.xpcs.scaling import make
@@ -212,7 +212,7 @@ class XpcsObjective:
         with one_blas_thread():
             sums = add(n_chunks(self._c2.n_t), contributions)
         self._fixed = sums["fixed"]
-        return sums
+        return {**combined(sums), "fixed": sums["fixed"]} if self.model == "laminar_flow" else sums
 
     def strip(self, k: int) -> Strip:
         """Return the data of a strip, read or, of the stand-in, compressed when they are first needed."""

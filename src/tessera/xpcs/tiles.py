@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +92,12 @@ def tiles_of(strip: int, n_t: int) -> Iterator[Tile]:
 def upper(rows: int, columns: int) -> NDArray[np.bool_]:
     """Return where a square tile lies above the diagonal."""
     return np.asarray(np.arange(columns) > np.arange(rows)[:, None])
+
+
+@cache
+def below(rows: int) -> tuple[NDArray[np.intp], ...]:
+    """Return the indices of a square tile's elements on and below the diagonal."""
+    return np.tril_indices(rows)
 
 
 @dataclass(frozen=True, slots=True)
