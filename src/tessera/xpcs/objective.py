@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 
 from tessera.lsq.objective import Order, Sum
 from tessera.lsq.quadratic import Quadratic, Vector
-from tessera.xpcs import coarse
+from tessera.xpcs import coarse, kernel, kernel_static
 from tessera.xpcs.arguments import check_geometry, check_names, errors_of, time_grid
 from tessera.xpcs.assemble import PerAngle, Shape, assemble, noise_cost, per_angle
 from tessera.xpcs.dataset import ArrayC2, C2Rows
 from tessera.xpcs.errors import XpcsInputError
-from tessera.xpcs.kernel import FlowPass, Scratch, combined
+from tessera.xpcs.kernel import FlowPass, Scratch
 from tessera.xpcs.kernel_static import StaticPass
 from tessera.xpcs.physics import Floats, Parameter, parameters_of
 from tessera.xpcs.scaling import make
 from tessera.xpcs.start import noise_variances, quantile_scaling
 from tessera.xpcs.threads import one_blas_thread
-from tessera.xpcs.tiles import Strip, n_chunks, read_strip, strips_of
+from tessera.xpcs.tiles import COLUMNS, ROWS, Strip, n_chunks, n_strips, read_strip, strips_of
 from tessera.xpcs.transport import Grid, diffusion, shear
 
 
@@ -212,14 +212,17 @@ class XpcsObjective:
         with one_blas_thread():
             sums = add(n_chunks(self._c2.n_t), contributions)
         self._fixed = sums["fixed"]
-        return {**combined(sums), "fixed": sums["fixed"]} if self.model == "laminar_flow" else sums
+        combined = kernel.combined if self.model == "laminar_flow" else kernel_static.combined
+        return {**combined(sums), "fixed": sums["fixed"]}
 
     def strip(self, k: int) -> Strip:
         """Return the data of a strip, read or, of the stand-in, compressed when they are first needed."""
         if k in self._strips:
             return self._strips[k]
         if self.nodes is None:
-            strip = read_strip(self._c2, self._weights, k)
+            # Without flow there is a matrix product per tile and nothing else: one tile is best.
+            columns = COLUMNS if self.model == "laminar_flow" else ROWS * n_strips(self._c2.n_t)
+            strip = read_strip(self._c2, self._weights, k, columns)
         else:
             strip = coarse.compress(self._whole.strip(k), self.nodes)
         if self._hold:

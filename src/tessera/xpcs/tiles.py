@@ -79,12 +79,12 @@ def strips_of(chunk: int, n_t: int) -> tuple[int, ...]:
     return (chunk,) if other == chunk else (chunk, other)
 
 
-def tiles_of(strip: int, n_t: int) -> Iterator[Tile]:
+def tiles_of(strip: int, n_t: int, columns: int = COLUMNS) -> Iterator[Tile]:
     """Cut a strip into the square on the diagonal and tiles of nearly equal width to its right."""
     first, end = strip * ROWS, min((strip + 1) * ROWS, n_t)
     yield Tile(first, end, first, end)
     segments = n_strips(n_t) - strip - 1
-    parts = -(-segments * ROWS // COLUMNS)
+    parts = -(-segments * ROWS // columns)
     edges = [min(end + segments * k // parts * ROWS, n_t) for k in range(parts + 1)] if parts else []
     yield from (Tile(first, end, left, right) for left, right in itertools.pairwise(edges))
 
@@ -117,10 +117,10 @@ class Strip:
     fixed: Floats
 
 
-def read_strip(c2: C2Rows, weights: C2Rows | None, strip: int) -> Strip:
-    """Read one strip; NaN and infinite values get weight zero."""
+def read_strip(c2: C2Rows, weights: C2Rows | None, strip: int, columns: int = COLUMNS) -> Strip:
+    """Read one strip in tiles of at most so many columns; NaN and infinite values get weight zero."""
     first, end = strip * ROWS, min((strip + 1) * ROWS, c2.n_t)
-    tiles = list(tiles_of(strip, c2.n_t))
+    tiles = list(tiles_of(strip, c2.n_t, columns))
     if weights is None:
         parts = [_fill(tile, y, None, unlike) for tile, (y, unlike) in zip(tiles, _cut(c2, tiles), strict=True)]
     else:
