@@ -139,16 +139,16 @@ def warmup(_folder: Path, _digits: Sequence[int]) -> None:
 def stream(folder: Path, digits: Sequence[int]) -> None:
     """Print time and peak memory of whole processes that fit laminar flow from an HDF5 file."""
     print("\nLaminar flow streamed from APS-U HDF5 (float64, no compression), whole processes\n")
-    print("| points | threads | wall s | CPU s | ns per point and pass, CPU | passes over the file | peak MB |")
-    print("|---:|---:|---:|---:|---:|---:|---:|")
+    print("| points | threads | kept in memory | wall s | CPU s | fit, CPU ns per point | full passes | peak MB |")
+    print("|---:|---:|---|---:|---:|---:|---:|---:|")
     for digit in digits:
         path = _hdf5(folder, digit)
-        for threads in (1, 2):
-            report = _child([sys.executable, __file__, "fit", str(path), str(digit), str(threads)])
+        for threads, kept in ((1, True), (2, True), (1, False)):
+            report = _child([sys.executable, __file__, "fit", str(path), str(digit), str(threads), "kept" * kept])
             points = len(ANGLES) * frames("flow", digit) ** 2
-            per_point = report["fit_cpu"] / points / report["passes"] * 1e9
+            per_point = report["fit_cpu"] / points * 1e9
             print(
-                f"| {points:.2e} | {threads} | {report['wall']:.2f} | {report['cpu']:.2f} | {per_point:.2f} "
+                f"| {points:.2e} | {threads} | {'yes' if kept else 'no'} | {report['wall']:.2f} | {report['cpu']:.2f} | {per_point:.2f} "
                 f"| {report['passes']} | {report['rss_mb']:.0f} |",
                 flush=True,
             )
@@ -215,7 +215,7 @@ def _child(command: list[str]) -> dict[str, Any]:
     return {**report, "wall": time.perf_counter() - start, "cpu": usage.ru_utime + usage.ru_stime}
 
 
-def fit_file(path: Path, digit: int, threads: int) -> None:
+def fit_file(path: Path, digit: int, threads: int, *, kept: bool) -> None:
     """Fit one file, on the ranks there are, and print a line of JSON on rank 0."""
     from tessera.xpcs import fit
     from tessera.xpcs.load import Selection, load
@@ -230,7 +230,7 @@ def fit_file(path: Path, digit: int, threads: int) -> None:
     data = load(path, Selection(q=Q, dt=SECONDS / (frames("flow", digit) - 1)))
     wall, cpu = time.perf_counter(), time.process_time()
     result = fit(
-        data.rows, data.phi, q=Q, gap=GAP, times=data.times, scaling="shared", comm=comm, threads=threads,
+        data.rows, data.phi, q=Q, gap=GAP, times=data.times, scaling="shared", comm=comm, threads=threads, in_memory=kept,
         p0=dict(zip(problem.names[:-2], problem.start.tolist(), strict=False)),
     )  # fmt: skip
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -248,4 +248,4 @@ def fit_file(path: Path, digit: int, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    fit_file(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    fit_file(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), kept=bool(sys.argv[5]))

@@ -42,6 +42,7 @@ def fit(
     config: HybridStreamingConfig = CONFIG,
     comm: MPI.Intracomm | None = None,
     threads: int = 1,
+    in_memory: bool = True,
 ) -> Result:
     """Fit an XPCS model to two-time correlations.
 
@@ -75,6 +76,9 @@ def fit(
         MPI communicator; every rank is given the same arguments.
     threads
         Threads per process.
+    in_memory
+        Whether to keep what was read of C₂ (4 bytes per point of the full squares, on each rank its share) or to read it
+        again at every pass.
 
     Returns
     -------
@@ -93,7 +97,7 @@ def fit(
         add = over(comm)
     objective = XpcsObjective(
         c2, phi, q=q, dt=dt, times=times, gap=gap, model=model, scaling=scaling, sigma=sigma, fixed=fixed, add=add,
-        threads=threads,
+        threads=threads, hold=in_memory,
     )  # fmt: skip
     lower, upper = limits(objective, bounds)
     x0 = start_vector(objective, p0, lower, upper)
