@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,10 @@ ROWS = 32
 
 COLUMNS = 512
 """Most columns of a tile: enough for numpy's calls to be long, few enough for the second-level cache."""
+
+
+_BLOCK: Final = 2**14
+"""Elements that are transposed at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,19 +154,26 @@ def _cut(c2: C2Rows, tiles: Sequence[Tile], weights: Sequence[Floats] | None = N
 def _mean_of_halves(c2: ArrayC2, tile: Tile, weight: Floats | None) -> tuple[Floats, Floats]:
     above, below = c2.halves(tile.first, tile.end, tile.left, tile.right)
     y = np.subtract(above, 1.0, dtype=np.float64)
-    mirrored = np.subtract(below, 1.0, dtype=np.float64, order="C")
-    apart = _squares(y) + _squares(mirrored)
+    apart = _squares(y)
+    for columns in _blocks(y.shape):
+        mirrored = np.subtract(below[..., columns], 1.0, dtype=np.float64, order="C")
+        apart += _squares(mirrored)
+        y[..., columns] += mirrored
+    y *= 0.5
     if weight is None and np.isfinite(apart).all():
-        y += mirrored
-        y *= 0.5
         unlike = np.maximum(0.5 * apart - _squares(y), 0.0)
     else:
-        half = 0.5 * (y - mirrored)
+        half = 0.5 * np.subtract(above, below, dtype=np.float64)
         half[~np.isfinite(half)] = 0.0
-        y = 0.5 * (y + mirrored)
         unlike = (half**2 * (1.0 if weight is None else np.where(np.isfinite(weight), weight, 0.0))).sum((1, 2))
     # Of a square on the diagonal both halves were summed.
     return y, np.asarray(unlike * (0.5 if tile.diagonal else 1.0))
+
+
+def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Cut columns so that a block is transposed within the cache."""
+    width = max(1, _BLOCK // (shape[0] * shape[1]))
+    yield from (slice(left, left + width) for left in range(0, shape[2], width))
 
 
 def _squares(values: Floats) -> Floats:
