@@ -148,8 +148,8 @@ def stream(folder: Path, digits: Sequence[int]) -> None:
             points = len(ANGLES) * frames("flow", digit) ** 2
             per_point = report["fit_cpu"] / points * 1e9
             print(
-                f"| {points:.2e} | {threads} | {'yes' if kept else 'no'} | {report['wall']:.2f} | {report['cpu']:.2f} | {per_point:.2f} "
-                f"| {report['passes']} | {report['rss_mb']:.0f} |",
+                f"| {points:.2e} | {threads} | {'yes' if kept else 'no'} | {report['wall']:.2f} "
+                f"| {report['cpu']:.2f} | {per_point:.0f} | {report['passes']} | {report['rss_mb']:.0f} |",
                 flush=True,
             )
 
@@ -230,8 +230,8 @@ def fit_file(path: Path, digit: int, threads: int, *, kept: bool) -> None:
     data = load(path, Selection(q=Q, dt=SECONDS / (frames("flow", digit) - 1)))
     wall, cpu = time.perf_counter(), time.process_time()
     result = fit(
-        data.rows, data.phi, q=Q, gap=GAP, times=data.times, scaling="shared", comm=comm, threads=threads, in_memory=kept,
-        p0=dict(zip(problem.names[:-2], problem.start.tolist(), strict=False)),
+        data.rows, data.phi, q=Q, gap=GAP, times=data.times, scaling="shared", comm=comm, threads=threads,
+        in_memory=kept, p0=dict(zip(problem.names[:-2], problem.start.tolist(), strict=False)),
     )  # fmt: skip
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

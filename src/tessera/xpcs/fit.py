@@ -77,8 +77,7 @@ def fit(
     threads
         Threads per process.
     in_memory
-        Whether to keep what was read of C₂ (4 bytes per point of the full squares, on each rank its share) or to read it
-        again at every pass.
+        Whether each rank keeps its share of C₂ (4 bytes per point of the full squares) or reads it at every pass.
 
     Returns
     -------
