@@ -173,6 +173,7 @@ def ranks(folder: Path, digits: Sequence[int]) -> None:
                 str(path),
                 str(digit),
                 "1",
+                "kept",
             ]
             report = _child(command)
             alone = alone or report
