@@ -21,6 +21,7 @@ from tessera.xpcs.errors import XpcsInputError
 from tessera.xpcs.kernel import FlowPass, Scratch
 from tessera.xpcs.kernel_static import StaticPass
 from tessera.xpcs.physics import Floats, Parameter, parameters_of
+from tessera.xpcs.room import Room
 from tessera.xpcs.scaling import make
 from tessera.xpcs.start import noise_variances, quantile_scaling
 from tessera.xpcs.threads import one_blas_thread
@@ -105,6 +106,7 @@ class XpcsObjective:
         self._add = add
         self._threads, self._hold = threads, hold
         self._strips: dict[int, Strip] = {}
+        self._room = Room()
         self._local = threading.local()
         self.nodes: coarse.Nodes | None = None
         self._whole: XpcsObjective = self
@@ -222,7 +224,8 @@ class XpcsObjective:
         if self.nodes is None:
             # Without flow there is a matrix product per tile and nothing else: one tile is best.
             columns = COLUMNS if self.model == "laminar_flow" else ROWS * n_strips(self._c2.n_t)
-            strip = read_strip(self._c2, self._weights, k, columns)
+            empty = self._room.empty if self._hold else np.empty
+            strip = read_strip(self._c2, self._weights, k, columns, empty)
         else:
             strip = coarse.compress(self._whole.strip(k), self.nodes)
         if self._hold:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ ROWS = 32
 COLUMNS = 512
 """Most columns of a tile: enough for numpy's calls to be long, few enough for the second-level cache."""
 
+
+Empty: TypeAlias = Callable[[tuple[int, ...]], Floats]
 
 _BLOCK: Final = 2**14
 """Elements that are transposed at a time."""
@@ -122,38 +124,45 @@ class Strip:
     fixed: Floats
 
 
-def read_strip(c2: C2Rows, weights: C2Rows | None, strip: int, columns: int = COLUMNS) -> Strip:
-    """Read one strip in tiles of at most so many columns; NaN and infinite values get weight zero."""
+def read_strip(
+    c2: C2Rows, weights: C2Rows | None, strip: int, columns: int = COLUMNS, empty: Empty = np.empty
+) -> Strip:
+    """Read one strip in tiles of at most so many columns; NaN and infinite values get weight zero.
+
+    The data are put where ``empty`` makes arrays of float64.
+    """
     first, end = strip * ROWS, min((strip + 1) * ROWS, c2.n_t)
     tiles = list(tiles_of(strip, c2.n_t, columns))
     if weights is None:
-        parts = [_fill(tile, y, None, unlike) for tile, (y, unlike) in zip(tiles, _cut(c2, tiles), strict=True)]
+        parts = [_fill(tile, y, None, unlike) for tile, (y, unlike) in zip(tiles, _cut(c2, tiles, empty), strict=True)]
     else:
         rows = np.stack([weights.rows(angle, first, end) for angle in range(c2.n_phi)])
         each = [rows[:, :, tile.left - first : tile.right - first].astype(np.float64) for tile in tiles]
-        cut = _cut(c2, tiles, each)
+        cut = _cut(c2, tiles, empty, each)
         parts = [_fill(tile, y, weight, unlike) for tile, weight, (y, unlike) in zip(tiles, each, cut, strict=True)]
     return Strip(tuple(filled for filled, _ in parts), np.sum([fixed for _, fixed in parts], axis=0))
 
 
-def _cut(c2: C2Rows, tiles: Sequence[Tile], weights: Sequence[Floats] | None = None) -> Iterator[tuple[Floats, Floats]]:
+def _cut(
+    c2: C2Rows, tiles: Sequence[Tile], empty: Empty, weights: Sequence[Floats] | None = None
+) -> Iterator[tuple[Floats, Floats]]:
     """Yield g₂ - 1 of each tile of a strip, and per angle Σwd² with d half the difference of the halves of C₂."""
     if isinstance(c2, ArrayC2):
         for k, tile in enumerate(tiles):
-            yield _mean_of_halves(c2, tile, None if weights is None else weights[k])
+            yield _mean_of_halves(c2, tile, empty, None if weights is None else weights[k])
         return
     first, end = tiles[0].first, tiles[0].end
     rows = [c2.rows(angle, first, end) for angle in range(c2.n_phi)]
     for tile in tiles:
-        y = np.empty((c2.n_phi, end - first, tile.right - tile.left))
+        y = empty((c2.n_phi, end - first, tile.right - tile.left))
         for angle, values in enumerate(rows):
             np.subtract(values[:, tile.left - first : tile.right - first], 1.0, out=y[angle])
         yield y, np.zeros(c2.n_phi)
 
 
-def _mean_of_halves(c2: ArrayC2, tile: Tile, weight: Floats | None) -> tuple[Floats, Floats]:
+def _mean_of_halves(c2: ArrayC2, tile: Tile, empty: Empty, weight: Floats | None) -> tuple[Floats, Floats]:
     above, below = c2.halves(tile.first, tile.end, tile.left, tile.right)
-    y = np.subtract(above, 1.0, dtype=np.float64)
+    y = np.subtract(above, 1.0, out=empty(above.shape), dtype=np.float64)
     apart = _squares(y)
     for columns in _blocks(y.shape):
         mirrored = np.subtract(below[..., columns], 1.0, dtype=np.float64, order="C")
