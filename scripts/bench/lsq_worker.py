@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,9 @@ def _user_model(case: str, digits: int, folder: Path) -> tuple[Callable[..., Any
 def main() -> None:
     """Run one tool and print what it found."""
     tool, case, digits, folder = sys.argv[1:5]
+    start_words = [word.removeprefix("--start=") for word in sys.argv if word.startswith("--start=")]
+    if start_words:
+        PROBLEMS[case] = replace(PROBLEMS[case], start=np.array([float(v) for v in start_words[0].split(",")]))
     run = TOOLS[tool](case, int(digits), Path(folder))
     start = time.perf_counter()
     x, passes = run()
