@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tessera.lsq import hybrid, multistart
-from tessera.lsq.accumulate import ModelObjective, Settings
 from tessera.lsq.errors import DataError, FitInputError, ModelError, StartError
 from tessera.lsq.guard import Guarded, NanPolicy
 from tessera.lsq.hybrid import Plan
@@ -110,6 +109,9 @@ def fit(
     >>> [round(float(v), 6) for v in result.x]
     [2.5, 1.3, 0.5]
     """
+    # Only here: fits of other objectives compile no model, and their start is mostly imports.
+    from tessera.lsq.accumulate import ModelObjective, Settings
+
     options = HybridStreamingConfig.preset(config) if isinstance(config, str) else config
     source = Guarded(as_source(data, sigma=sigma, mask=mask, chunk_size=options.chunk_size), nan_policy)
     described = describe(model, p0, names=names, groups=groups, jacobian=jacobian)
