@@ -15,7 +15,8 @@ _FEWEST: Final = 100
 _ROWS: Final = 256
 """Rows of C₂ that are looked at, evenly spread: quantiles of more do not differ beyond their error."""
 
-_NOISE_ROWS: Final = 64
+_NOISE_BLOCKS: Final = 8
+_NOISE_ROWS: Final = 8
 _LAG_BINS: Final = 16
 _NOISIEST: Final = 2.0
 
@@ -57,17 +58,19 @@ def noise_variances(c2: C2Rows) -> Floats:
     nowhere more than `_NOISIEST` times what is seen at the longest lags is believed.
     """
     n = c2.n_t
-    rows = np.unique(np.linspace(0, max(n - 4, 0), _NOISE_ROWS).astype(int))
+    # Neighbouring rows share cache lines in the half that is read transposed.
+    blocks = np.unique(np.linspace(0, max(n - 4 - _NOISE_ROWS, 0), _NOISE_BLOCKS).astype(int))
     out = np.zeros(c2.n_phi)
     for angle in range(c2.n_phi):
         squares, counts = np.zeros(_LAG_BINS), np.zeros(_LAG_BINS)
-        for row in rows:
-            values = c2.rows(angle, int(row), int(row) + 1)[0][1:].astype(np.float64)
-            second = np.diff(values, 2) ** 2 / 6
-            known = np.isfinite(second)
-            bins = np.arange(second.size)[known] * _LAG_BINS // n
-            squares += np.bincount(bins, second[known], _LAG_BINS)
-            counts += np.bincount(bins, minlength=_LAG_BINS)
+        for first in blocks:
+            block = c2.rows(angle, int(first), min(int(first) + _NOISE_ROWS, n)).astype(np.float64)
+            for row, values in enumerate(block):
+                second = np.diff(values[row + 1 :], 2) ** 2 / 6
+                known = np.isfinite(second)
+                bins = np.arange(second.size)[known] * _LAG_BINS // n
+                squares += np.bincount(bins, second[known], _LAG_BINS)
+                counts += np.bincount(bins, minlength=_LAG_BINS)
         long = slice(_LAG_BINS // 2, None) if counts[_LAG_BINS // 2 :].any() else slice(None)
         if not counts.any():
             out[angle] = np.inf
