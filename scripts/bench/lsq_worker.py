@@ -7,7 +7,6 @@ fit took after the data were in memory, and how long a second one took in the sa
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -42,8 +41,7 @@ def tessera_xpcs(case: str, digits: int, folder: Path) -> Callable[[], Found]:
             p0=dict(zip(physical, problem.start.tolist(), strict=False)),
             bounds=dict(zip(physical, zip(problem.lower.tolist(), problem.upper.tolist(), strict=True), strict=False)),
             scaling="shared",
-            threads=len(os.sched_getaffinity(0)),
-        )
+        )  # on one thread: its calls are too short for a second one to gain
         order = [result.names.index(n) for n in problem.names]
         return result.x[order], result.evaluations
 
