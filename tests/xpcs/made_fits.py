@@ -20,7 +20,7 @@ def fitted(n: int = 61, holes: int = 0) -> Fitted:
     )
     c2 = truth.stack(NOISE, seed=4)[:, 1:, 1:]
     c2[0, :holes, 30] = c2[0, 30, :holes] = np.nan
-    data = Dataset(ArrayC2(c2), truth.phi, truth.times[1:], 0.0054, 0.0, (2, n + 1), "array", "made.h5", ("a note",))
+    data = Dataset(ArrayC2(c2), truth.phi, truth.times[1:], 0.0054, (2, n + 1), "array", "made.h5", ("a note",))
     physical = np.array([*(PHYSICAL | FLOW).values()])
     return Fitted(data, physical, 2e6, np.array([0.3, 0.2]), np.array([1.0, 1.02]), NOISE)
 

@@ -17,7 +17,7 @@ def made(change=lambda c2: None, offset=1.0, contrast=0.3, decay=20.0) -> Datase
     c2 = offset + contrast * np.exp(-lag / decay) + np.triu(noise) + np.triu(noise, 1).T
     change(c2)
     phi, times = np.array([12.0]), np.arange(1.0, N + 1)
-    return Dataset(ArrayC2(c2[None]), phi, times, 0.0054, 0.0, (11, 210), "array", "made.h5")
+    return Dataset(ArrayC2(c2[None]), phi, times, 0.0054, (11, 210), "array", "made.h5")
 
 
 def test_figures_are_those_of_the_whole_matrix():

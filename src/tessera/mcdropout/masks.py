@@ -100,8 +100,7 @@ def dropped_elements(pairs: Pairs, site: int, count: int, p: float, *, total: in
     keys = np.stack([pairs.keyed_images(), pairs.passes], 1)
     # With one mask for all images of a pass there are as many draws as there are passes.
     unique, inverse = np.unique(keys, axis=0, return_inverse=True) if pairs.shared else (keys, np.arange(len(keys)))
-    mean = count * p
-    draws = int(mean + 6 * np.sqrt(mean) + 16)
+    draws = _first_guess(count, p)
     places = _places(pairs, unique, site, draws, p)
     while places.size and places[:, -1].min() < count:
         draws *= 2
@@ -112,6 +111,12 @@ def dropped_elements(pairs: Pairs, site: int, count: int, p: float, *, total: in
         return cast("NDArray[np.int64]", flat)
     rows = np.split(flat % stride, np.searchsorted(flat, stride * np.arange(1, len(unique))))
     return np.concatenate([rows[of] + stride * row for row, of in enumerate(inverse.ravel())])
+
+
+def _first_guess(count: int, p: float) -> int:
+    """Return how many draws are hardly ever too few: six sigma above the mean."""
+    mean = count * p
+    return int(mean + 6 * np.sqrt(mean) + 16)
 
 
 def _places(pairs: Pairs, keys: NDArray[np.int64], site: int, draws: int, p: float) -> NDArray[np.int64]:

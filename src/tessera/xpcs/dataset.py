@@ -113,8 +113,6 @@ class Dataset:
         Time of each frame, s, shape (n_t,), evenly spaced.
     q
         Wavevector, 1/Å.
-    q_spread
-        Largest relative distance of a selected wavevector from ``q``.
     frames
         First and last frame, 1-based in the file.
     layout
@@ -129,7 +127,6 @@ class Dataset:
     phi: NDArray[np.float64]
     times: NDArray[np.float64]
     q: float
-    q_spread: float
     frames: tuple[int, int]
     layout: str
     source: str

@@ -99,9 +99,9 @@ def _load_cache(path: Path, selection: Selection, hold: Hold | None) -> Dataset:
     first += times.size < end - first
     offset = int(cache.metadata.get("start_frame", 1))
     frames = (first + offset, end + offset - 1)
-    q, spread = _mean_q(cache.q[chosen], notes)
+    q = _mean_q(cache.q[chosen], notes)
     rows = ArrayC2(_unpack(cache, chosen, first, end, hold))
-    return Dataset(rows, cache.phi[chosen], times, q, spread, frames, "npz", name, tuple(notes))
+    return Dataset(rows, cache.phi[chosen], times, q, frames, "npz", name, tuple(notes))
 
 
 def _load_hdf5(path: Path, selection: Selection, exchange_key: str) -> Dataset:
@@ -123,8 +123,8 @@ def _load_hdf5(path: Path, selection: Selection, exchange_key: str) -> Dataset:
         raise SelectionError(msg)
     rows: C2Rows = HalfMatrixRows(file, [listed.names[k] for k in chosen], first + 1, end)
     times = selection.dt * np.arange(1, end - first, dtype=np.float64)
-    q, spread = _mean_q(listed.q[chosen], notes)
-    return Dataset(rows, listed.phi[chosen], times, q, spread, (first + 2, end), listed.layout, name, tuple(notes))
+    q = _mean_q(listed.q[chosen], notes)
+    return Dataset(rows, listed.phi[chosen], times, q, (first + 2, end), listed.layout, name, tuple(notes))
 
 
 def _choose(
@@ -150,10 +150,10 @@ def _choose(
     return ring[among], [note]
 
 
-def _mean_q(chosen: Floats, notes: list[str]) -> tuple[float, float]:
-    """Return the mean wavevector and the largest relative distance from it; note it if that is large."""
+def _mean_q(chosen: Floats, notes: list[str]) -> float:
+    """Return the mean wavevector; note it if some are far from it."""
     if np.ptp(chosen) <= _SAME_Q:
-        return float(chosen[0]), 0.0
+        return float(chosen[0])
     q = float(np.mean(chosen))
     spread = float(np.max(np.abs(chosen / q - 1)))
     if spread > _WIDE_Q:
@@ -162,7 +162,7 @@ def _mean_q(chosen: Floats, notes: list[str]) -> tuple[float, float]:
             f"{q:g} 1/Å, which the fit uses; narrow job.experimental_data.q_tolerance if that is "
             "too much (D scales as 1/q²)"
         )
-    return q, spread
+    return q
 
 
 def _cache_times(cache: Cache, dt: float | None, first: int, end: int, source: str) -> Floats:

@@ -164,15 +164,6 @@ class ArmTable:
 
 
 @dataclass(frozen=True)
-class Classifier:
-    """What a model needs to classify by prompts: features (templates, classes, D), logit scale and bias."""
-
-    texts: Floats
-    scale: float
-    bias: float
-
-
-@dataclass(frozen=True)
 class Study:
     """All that came out of an experiment.
 
