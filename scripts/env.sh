@@ -42,7 +42,9 @@ _tessera_stamp() {
     "$1" - "$tessera_checkout" "$2" <<'PYTHON'
 import hashlib, pathlib, sys
 checkout, extras = sys.argv[1:]
-parts = [pathlib.Path(checkout, name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
+root = pathlib.Path(checkout)
+native = sorted(root.glob("src/tessera/xpcs/native/*.[ch]"))
+parts = [path.read_bytes() for path in (root / "pyproject.toml", root / "constraints.txt", root / "hatch_build.py", *native)]
 print(hashlib.sha256(b"\0".join([*parts, checkout.encode(), extras.encode()])).hexdigest())
 PYTHON
 }

@@ -7,7 +7,7 @@ from xpcs.problems import FLOW, FLOW_START, GAP, PHI, STEP, Q, direct_model, dir
 from tessera.xpcs import coarse
 from tessera.xpcs.objective import XpcsObjective
 from tessera.xpcs.physics import g1_squared
-from tessera.xpcs.tiles import ROWS, n_chunks, n_strips, strips_of, tiles_of
+from tessera.xpcs.tiles import ROWS, n_chunks, n_strips, places_of, strips_of
 
 FLOORED = np.array([1500.0, -0.4, 200.0, 3.0e-2, -1.0, -2.0e-3, 4.0])  # the shear rate is cut off after 15 s
 STIFF = np.array([1e5, -2.0, 1e4, 0.1, 0.5, 0.0, -10.0])
@@ -133,15 +133,15 @@ def test_the_smoothing_of_the_shear_integral_counts_for_the_cost():
     assert found.cost == pytest.approx(0.5 * np.sum((np.array(model) - c2[:, i, j]) ** 2), rel=1e-6)
 
 
-def test_each_pair_is_in_one_tile():
+def test_each_pair_is_in_one_place():
     for n_t in (3, 32, 33, 64, 600, 1100):
         seen = np.zeros((n_t, n_t), np.int8)
         strips = [k for chunk in range(n_chunks(n_t)) for k in strips_of(chunk, n_t)]
         assert sorted(strips) == list(range(n_strips(n_t)))
         for strip in strips:
-            for tile in tiles_of(strip, n_t):
-                seen[tile.first : tile.end, tile.left : tile.right] += 1
-                assert (tile.left - tile.first) % ROWS == 0
+            for place in places_of(strip, n_t):
+                seen[place.first : place.first + place.rows, place.left : place.left + place.width] += 1
+                assert (place.left - place.first) % ROWS == 0 or not place.width
         above = np.triu_indices(n_t, 1)
         assert (seen[above] == 1).all()
 

@@ -14,8 +14,9 @@ from typing import Final
 
 import numpy as np
 
+from tessera.xpcs import native
 from tessera.xpcs.physics import Floats
-from tessera.xpcs.tiles import ROWS, Filled, Strip, Tile, n_strips
+from tessera.xpcs.tiles import ROWS, Filled, Place, Strip, n_strips
 from tessera.xpcs.transport import Diffusion, Shear
 
 NODES: Final = 8
@@ -85,26 +86,32 @@ def _gram(points: Floats, count: int) -> Floats:
 
 
 def compress(strip: Strip, nodes: Nodes) -> Strip:
-    """Return a strip with its tiles right of the diagonal at nodes; their `Tile` counts nodes."""
-    return Strip((strip.filled[0], *(_compressed(filled, nodes) for filled in strip.filled[1:])), strip.fixed)
+    """Return a strip with what is right of its square at nodes; that `Place` counts nodes.
+
+    Without weights a node stands for as many times as its share says; weights, where there are any, hold the shares.
+    """
+    rest = strip.rest
+    place = rest.place
+    if not place.width:
+        return strip
+    first, left = nodes.first(place.first), nodes.first(place.left)
+    small = Place(first, nodes.first(place.left) - first, left, nodes.share.size - left)
+    weight = None if rest.weight is None else _both_sides(rest.weight[..., : place.width], nodes.spread, small)
+    return Strip(
+        strip.square, Filled(small, _both_sides(rest.y[..., : place.width], nodes.spread, small), weight), strip.fixed
+    )
 
 
-def _compressed(filled: Filled, nodes: Nodes) -> Filled:
-    tile = filled.tile
-    small = Tile(*(nodes.first(time) for time in (tile.first, tile.end, tile.left, tile.right)))
-    y = _both_sides(filled.y, nodes.spread)
-    if filled.weight is None:
-        return Filled(small, y, None)
-    share = np.outer(nodes.share[small.first : small.end], nodes.share[small.left : small.right])
-    return Filled(small, y, _both_sides(filled.weight, nodes.spread) / share)
-
-
-def _both_sides(block: Floats, spread: Floats) -> Floats:
-    """Return Lᵀ block L; the rows are a whole segment, the columns segments and perhaps a short one."""
+def _both_sides(block: Floats, spread: Floats, small: Place) -> Floats:
+    """Return Lᵀ block L, padded; the rows are a whole segment, the columns segments and perhaps a short one."""
     rows = spread @ block
-    whole = block.shape[2] // ROWS * ROWS
-    parts = rows[..., :whole].reshape(*rows.shape[:2], -1, ROWS) @ spread.T
-    return np.ascontiguousarray(np.concatenate([parts.reshape(*rows.shape[:2], -1), rows[..., whole:]], axis=2))
+    whole = block.shape[2] // ROWS
+    out = native.aligned((len(block), small.rows, small.stride))
+    out[..., small.width :] = 0.0
+    inner = out[..., : whole * NODES].reshape(len(block), small.rows, whole, NODES)
+    np.matmul(rows[..., : whole * ROWS].reshape(*rows.shape[:2], whole, ROWS), spread.T, out=inner)
+    out[..., whole * NODES : small.width] = rows[..., whole * ROWS :]
+    return out
 
 
 def at_nodes(diffusion: Diffusion, shear: Shear, nodes: Nodes) -> tuple[Diffusion, Shear]:

@@ -53,6 +53,11 @@ class C2Rows(Protocol):
 class ArrayC2:
     """`C2Rows` of an array in memory; a matrix that is not exactly symmetric is averaged with its transpose.
 
+    Attributes
+    ----------
+    array
+        Float32 or float64, the elements of a row side by side.
+
     Parameters
     ----------
     c2
@@ -71,32 +76,35 @@ class ArrayC2:
             raise XpcsInputError(msg)
         if array.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
             array = array.astype(np.float64)
-        self._c2 = array
+        # Rows are read by C, which wants their elements side by side.
+        if array.strides[2] != array.itemsize or array.strides[1] % array.itemsize or not array.flags.aligned:
+            array = np.ascontiguousarray(array)
+        self.array = array
 
     @property
     def n_phi(self) -> int:
         """Number of angles."""
-        return int(self._c2.shape[0])
+        return int(self.array.shape[0])
 
     @property
     def n_t(self) -> int:
         """Number of frames."""
-        return int(self._c2.shape[1])
+        return int(self.array.shape[1])
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of the array."""
-        return self._c2.dtype
+        return self.array.dtype
 
     def rows(self, angle: int, first: int, end: int) -> Matrix:
         """Return the mean of a block of rows and the same block of columns."""
-        upper = self._c2[angle, first:end, first:]
-        lower = self._c2[angle, first:, first:end].T
+        upper = self.array[angle, first:end, first:]
+        lower = self.array[angle, first:, first:end].T
         return np.asarray(0.5 * (upper + lower))
 
     def halves(self, first: int, end: int, left: int, right: int) -> tuple[Matrix, Matrix]:
         """Return a block of rows and columns of all angles, and its mirror image, each (n_phi, rows, columns)."""
-        return self._c2[:, first:end, left:right], self._c2[:, left:right, first:end].transpose(0, 2, 1)
+        return self.array[:, first:end, left:right], self.array[:, left:right, first:end].transpose(0, 2, 1)
 
 
 @dataclass(frozen=True)

@@ -21,3 +21,7 @@ class DataQualityError(XpcsInputError):
 
 class ParameterError(XpcsInputError):
     """Start values, bounds or names of parameters contradict each other or the model."""
+
+
+class KernelError(RuntimeError):
+    """The compiled part of the fit is missing or does not run on this machine."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -13,19 +12,19 @@ from numpy.typing import NDArray
 
 from tessera.lsq.objective import Order, Sum
 from tessera.lsq.quadratic import Quadratic, Vector
-from tessera.xpcs import coarse, kernel, kernel_static
+from tessera.xpcs import coarse, native
 from tessera.xpcs.arguments import check_geometry, check_names, errors_of, time_grid
 from tessera.xpcs.assemble import PerAngle, Shape, assemble, noise_cost, per_angle
 from tessera.xpcs.dataset import ArrayC2, C2Rows
 from tessera.xpcs.errors import XpcsInputError
-from tessera.xpcs.kernel import FlowPass, Scratch
+from tessera.xpcs.kernel import FlowPass, combined
 from tessera.xpcs.kernel_static import StaticPass
 from tessera.xpcs.physics import Floats, Parameter, parameters_of
 from tessera.xpcs.room import Room
 from tessera.xpcs.scaling import make
 from tessera.xpcs.start import noise_variances, quantile_scaling
 from tessera.xpcs.threads import one_blas_thread
-from tessera.xpcs.tiles import COLUMNS, ROWS, Strip, n_chunks, n_strips, read_strip, strips_of
+from tessera.xpcs.tiles import Strip, n_chunks, read_strip, strips_of
 from tessera.xpcs.transport import Grid, diffusion, shear
 
 
@@ -107,7 +106,6 @@ class XpcsObjective:
         self._threads, self._hold = threads, hold
         self._strips: dict[int, Strip] = {}
         self._room = Room()
-        self._local = threading.local()
         self.nodes: coarse.Nodes | None = None
         self._whole: XpcsObjective = self
         self._fixed: Floats | None = None
@@ -214,29 +212,19 @@ class XpcsObjective:
         with one_blas_thread():
             sums = add(n_chunks(self._c2.n_t), contributions)
         self._fixed = sums["fixed"]
-        combined = kernel.combined if self.model == "laminar_flow" else kernel_static.combined
-        return {**combined(sums), "fixed": sums["fixed"]}
+        return {**combined(sums["sums"]), "fixed": sums["fixed"]}
 
     def strip(self, k: int) -> Strip:
         """Return the data of a strip, read or, of the stand-in, compressed when they are first needed."""
         if k in self._strips:
             return self._strips[k]
         if self.nodes is None:
-            # Without flow there is a matrix product per tile and nothing else: one tile is best.
-            columns = COLUMNS if self.model == "laminar_flow" else ROWS * n_strips(self._c2.n_t)
-            empty = self._room.empty if self._hold else np.empty
-            strip = read_strip(self._c2, self._weights, k, columns, empty)
+            strip = read_strip(self._c2, self._weights, k, self._room.empty if self._hold else native.aligned)
         else:
             strip = coarse.compress(self._whole.strip(k), self.nodes)
         if self._hold:
             self._strips[k] = strip
         return strip
-
-    def scratch(self) -> Scratch:
-        """Return the arrays of the calling thread."""
-        if not hasattr(self._local, "scratch"):
-            self._local.scratch = Scratch(self._c2.n_phi, self._c2.n_t)
-        return self._local.scratch  # type: ignore[no-any-return]
 
 
 class _Pass:
@@ -249,7 +237,7 @@ class _Pass:
         self._nodes: FlowPass | None = None
         self._times: FlowPass | StaticPass
         if objective.model != "laminar_flow":
-            self._times = StaticPass(decay)
+            self._times = StaticPass(decay, grid.phi.size)
             return
         phase = shear(grid, physical)
         self._times = FlowPass(decay, phase)
@@ -259,16 +247,12 @@ class _Pass:
     def chunk(self, number: int) -> dict[str, Floats]:
         """Return the sums over a chunk."""
         objective = self._objective
-        strips = [objective.strip(k) for k in strips_of(number, objective.grid.times.size)]
+        numbers = strips_of(number, objective.grid.times.size)
+        strips = [objective.strip(k) for k in numbers]
         fixed = np.sum([strip.fixed for strip in strips], axis=0)
-        filled = [strip.filled for strip in strips]
         if isinstance(self._times, StaticPass):
-            return {**self._times.sums(filled), "fixed": fixed}
-        if self._nodes is None:
-            return {**self._times.sums(filled, objective.scratch()), "fixed": fixed}
-        sums = self._times.sums([tiles[:1] for tiles in filled], objective.scratch())
-        rest = [tiles[1:] for tiles in filled if len(tiles) > 1]
-        if rest:
-            more = self._nodes.sums(rest, objective.scratch())
-            sums = {name: sums[name] + more[name] for name in sums}
-        return {**sums, "fixed": fixed}
+            return {"sums": self._times.sums(list(zip(numbers, strips, strict=True))), "fixed": fixed}
+        rest = [strip.rest for strip in strips if strip.rest.place.width]
+        sums = self._times.sums([strip.square for strip in strips])
+        sums += (self._nodes or self._times).sums(rest)
+        return {"sums": sums, "fixed": fixed}

@@ -8,13 +8,11 @@ from typing import Final
 
 import numpy as np
 
+from tessera.xpcs.native import PAD, aligned
 from tessera.xpcs.physics import Floats
 
 _PIECE: Final = 2**21
 """Elements of a piece, 16 MiB: numpy asks for huge pages from 4 MiB on, and faults in small ones cost more than use."""
-
-_ALIGNED: Final = 8
-"""Elements of a line of the cache."""
 
 
 class Room:
@@ -25,12 +23,12 @@ class Room:
         self._piece = np.empty(0)
 
     def empty(self, shape: tuple[int, ...]) -> Floats:
-        """Return an array of float64, not initialised."""
+        """Return an array of float64, not initialised, that begins with a line of the cache."""
         size = math.prod(shape)
         if size > _PIECE // 2:
-            return np.empty(shape)
+            return aligned(shape)
         with self._lock:
             if self._piece.size < size:
-                self._piece = np.empty(_PIECE)
-            taken, self._piece = self._piece[:size], self._piece[-(-size // _ALIGNED) * _ALIGNED :]
+                self._piece = aligned((_PIECE,))
+            taken, self._piece = self._piece[:size], self._piece[-(-size // PAD) * PAD :]
         return taken.reshape(shape)

@@ -1,0 +1,231 @@
+"""The compiled sums of the XPCS fit: a C library that the installation builds, and its functions as Python calls.
+
+Each function exists for several generations of processors; the widest vectors that this one has are used. Results are
+the same bits on processors of one generation; between generations they differ by rounding.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from tessera.xpcs.errors import KernelError
+from tessera.xpcs.physics import Floats
+
+PAD: Final = 8
+"""Rows of padded arrays are a multiple of so many elements long, a line of the cache; vectors over times have at least
+so many more than the grid."""
+
+FLOW_FUNCTIONS: Final = 8
+STATIC_FUNCTIONS: Final = 4
+
+_LIBRARY: Final = Path(__file__).with_name("kernels.so")
+_AFTER: Final = 17  # doubles of the C struct `after`
+_NEEDED: Final = {"v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}, "v3": {"avx2", "fma", "bmi2"}}
+
+
+class _FlowPass(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("decay", "phase", "slopes", "sine", "cosine")),
+        *((name, ctypes.c_void_p) for name in ("across", "share", "flat")),
+        ("n_phi", ctypes.c_ssize_t),
+        ("pitch", ctypes.c_ssize_t),
+        ("smoothing", ctypes.c_double),
+    )  # fmt: skip
+
+
+class _Block(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_ssize_t) for name in ("first", "rows", "left", "width", "stride")),
+        ("y", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+    )
+
+
+class _StaticPass(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("decay", "slopes", "faded", "seen")),
+        *((name, ctypes.c_ssize_t) for name in ("n_t", "pitch", "n_phi")),
+    )
+
+
+class _Strip(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_ssize_t) for name in ("first", "rows", "width", "stride")),
+        *((name, ctypes.c_void_p) for name in ("square", "square_weight", "rest", "rest_weight")),
+    )
+
+
+@cache
+def level() -> str:
+    """Return the suffix of the functions for this processor."""
+    if os.uname().machine not in ("x86_64", "amd64"):
+        return "any"
+    with Path("/proc/cpuinfo").open() as lines:
+        flags = set(next((line for line in lines if line.startswith("flags")), "").split())
+    return next((name for name, needed in _NEEDED.items() if needed <= flags), "v1")
+
+
+@cache
+def functions(suffix: str) -> dict[str, Callable[..., Any]]:
+    """Return the library's functions of one level.
+
+    Raises
+    ------
+    KernelError
+        If the library is missing or cannot be loaded.
+    """
+    try:
+        library = ctypes.CDLL(str(_LIBRARY))
+    except OSError as error:
+        msg = (
+            f"the compiled kernels {_LIBRARY} cannot be loaded ({error}); install Tessera again on this machine: "
+            "pip install -e . in the checkout, or pip install --force-reinstall --no-deps with the wheel"
+        )
+        raise KernelError(msg) from error
+    pointer, size = ctypes.c_void_p, ctypes.c_ssize_t
+    kinds: dict[str, tuple[Any, list[Any]]] = {
+        "flow_sums": (ctypes.c_int, [pointer, pointer, pointer]),
+        "static_after": (None, [pointer, pointer, size, pointer]),
+        "static_sums": (None, [pointer, pointer, size, pointer, pointer]),
+        "read_mean": (None, [pointer, ctypes.c_int, *[size] * 8, pointer, pointer]),
+        "sum_squares": (None, [pointer, size, size, pointer]),
+    }
+    found: dict[str, Callable[..., Any]] = {}
+    for name, (result, arguments) in kinds.items():
+        function = getattr(library, f"{name}_{suffix}")
+        function.restype, function.argtypes = result, arguments
+        found[name] = function
+    return found
+
+
+def aligned(shape: tuple[int, ...]) -> Floats:
+    """Return an array, not initialised, that begins with a line of the cache: no vector of its rows crosses one."""
+    size = math.prod(shape)
+    whole = np.empty(size + PAD)
+    first = -whole.ctypes.data // whole.itemsize % PAD
+    return whole[first : first + size].reshape(shape)
+
+
+def padded(vectors: Floats) -> Floats:
+    """Return vectors over the times, shape (..., n), followed by zeros that C may read; shape (..., pitch)."""
+    n = vectors.shape[-1]
+    out = aligned((*vectors.shape[:-1], (n // PAD + 2) * PAD))
+    out[..., :n] = vectors
+    out[..., n:] = 0.0
+    return out
+
+
+class Kept:
+    """A C struct and the arrays that it points to; ``at`` is its address."""
+
+    def __init__(self, struct: ctypes.Structure, *arrays: np.ndarray[Any, Any] | None) -> None:
+        self._struct, self._arrays = struct, arrays
+        self.at = ctypes.addressof(struct)
+
+
+def _address(array: np.ndarray[Any, Any] | None) -> int | None:
+    if array is None:
+        return None
+    if not array.flags.c_contiguous:
+        msg = "arrays that C works on must be contiguous"
+        raise ValueError(msg)
+    return array.ctypes.data
+
+
+def flow_pass(
+    vectors: Sequence[Floats],
+    across: Floats,
+    flat: np.ndarray[Any, np.dtype[np.bool_]],
+    share: Floats | None,
+    smoothing: float,
+) -> Kept:
+    """Return the parameters' part of `flow_sums`: decay, phase, slopes, sine and cosine, each padded by `PAD`."""
+    arrays = (*vectors, across, share, flat)
+    struct = _FlowPass(*(_address(a) for a in arrays), across.size, vectors[0].size, smoothing)
+    return Kept(struct, *arrays)
+
+
+def block(place: tuple[int, int, int, int], y: Floats, weight: Floats | None) -> Kept:
+    """Return the data's part of `flow_sums`: first row, rows, first column, columns; y is (n_phi, rows, stride)."""
+    return Kept(_Block(*place, y.shape[-1], _address(y), _address(weight)), y, weight)
+
+
+def flow_sums(at: Kept, data: Kept, out: Floats, suffix: str | None = None) -> None:
+    """Add the sums over a block to ``out``, shape (n_phi, 80): as `tessera.xpcs.kernel.combined` takes them."""
+    if functions(suffix or level())["flow_sums"](at.at, data.at, out.ctypes.data):
+        msg = "no memory for the buffers of a pass"
+        raise MemoryError(msg)
+
+
+def static_pass(decay: Floats, slopes: Floats, faded: Floats, seen: Floats, n_t: int, n_phi: int) -> Kept:
+    """Return the parameters' part of `static_sums`; vectors are padded by `PAD`, ``faded`` is (views, 4, pitch)."""
+    arrays = (decay, slopes, faded, seen)
+    return Kept(_StaticPass(*(_address(a) for a in arrays), n_t, decay.size, n_phi), *arrays)
+
+
+def strip(place: tuple[int, int, int], square: Floats, rest: Floats, weights: tuple[Floats, Floats] | None) -> Kept:
+    """Return the data's part of `static_sums`: first row, rows, columns right of the square."""
+    on_square, on_rest = weights or (None, None)
+    arrays = (square, on_square, rest, on_rest)
+    return Kept(_Strip(*place, rest.shape[-1], *(_address(a) for a in arrays)), *arrays)
+
+
+def static_after(at: Kept, views: np.ndarray[Any, np.dtype[np.intp]], suffix: str | None = None) -> Floats:
+    """Return the sums over the times after each strip that involve no data, shape (n_strips, …)."""
+    out = np.empty((views.size, _AFTER))
+    functions(suffix or level())["static_after"](at.at, views.ctypes.data, views.size, out.ctypes.data)
+    return out
+
+
+def static_sums(at: Kept, data: Kept, view: int, after: Floats, out: Floats, suffix: str | None = None) -> None:
+    """Add the sums over a strip to ``out``, shape (n_phi, 24): as `tessera.xpcs.kernel.combined` takes them."""
+    functions(suffix or level())["static_sums"](at.at, data.at, view, after.ctypes.data, out.ctypes.data)
+
+
+def read_mean(c2: np.ndarray[Any, Any], place: tuple[int, int, int, int], y: Floats) -> Floats:
+    """Fill a block with the mean of both halves of C₂ less one.
+
+    Parameters
+    ----------
+    c2
+        Shape (n_phi, n_t, n_t), float32 or float64, elements of a row side by side.
+    place
+        First row, rows, first column, columns.
+    y
+        Shape (n_phi, rows, stride); only its columns are written, on the diagonal what lies above it.
+
+    Returns
+    -------
+    numpy.ndarray
+        Σd² of each angle, d half the difference of the halves; shape (n_phi,).
+    """
+    unlike = np.empty(len(c2))
+    turn, pitch = (step // c2.itemsize for step in c2.strides[:2])
+    function = functions(level())["read_mean"]
+    function(
+        c2.ctypes.data,
+        c2.dtype == np.float32,
+        len(c2),
+        turn,
+        pitch,
+        *place,
+        y.shape[2],
+        y.ctypes.data,
+        unlike.ctypes.data,
+    )
+    return unlike
+
+
+def sum_squares(y: Floats) -> Floats:
+    """Return Σy and Σy² of each angle of a padded block, (n_phi, rows, stride); shape (n_phi, 2)."""
+    out = np.empty((len(y), 2))
+    functions(level())["sum_squares"](y.ctypes.data, len(y), y[0].size, out.ctypes.data)
+    return out

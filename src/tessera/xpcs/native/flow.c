@@ -1,0 +1,303 @@
+/* Sums over a block of pairs of times for the laminar-flow model; the formulas are in tessera/xpcs/kernel.py. */
+#include <math.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "lanes.h"
+
+enum {
+    DECAYS = 3,                          /* vectors u over the times: slopes of the decay */
+    PHASES = 4,                          /* vectors v: slopes of the phase, times four */
+    FUNCTIONS = 1 + DECAYS + PHASES,     /* g, g (u_j - u_i), h (v_j - v_i) */
+    SUMS = 2 * FUNCTIONS + FUNCTIONS * FUNCTIONS,
+    COLUMNS = 512,                       /* worked on at a time: vectors and buffers stay in the caches */
+    APART = COLUMNS + 3 * PAD            /* between buffers: equal places in them are not equal modulo 4096 bytes */
+};
+
+/* Below it, in rad, 1 - x^2/6 + x^4/120 is sinc x to rounding, and differences of sines would lose digits. */
+static const double COINCIDENT = 1e-3;
+
+/* How far exponents may spread in a square and still be taken apart into factors. */
+static const double SPREAD = 500.0;
+
+struct flow_pass {
+    const double *decay, *phase;         /* (pitch): both increase */
+    const double *slopes;                /* (DECAYS + PHASES, pitch) */
+    const double *sine, *cosine;         /* (n_phi, pitch): of across * phase */
+    const double *across;                /* (n_phi) */
+    const double *share;                 /* (pitch): times that a node stands for, or NULL */
+    const unsigned char *flat;           /* (n_phi): whether all phases of an angle are far below one */
+    ptrdiff_t n_phi, pitch;              /* pitch: PAD more than there are times */
+    double smoothing;
+};
+
+struct block {
+    ptrdiff_t first, rows;               /* rows of the block */
+    ptrdiff_t left, width;               /* its columns; left == first: only pairs above the diagonal count */
+    ptrdiff_t stride;                    /* from row to row of y and weight: width up to a multiple of PAD */
+    const double *y, *weight;            /* (n_phi, rows, stride); padding is zero; weight may be NULL */
+};
+
+/* What all angles share in one row, and the two matrices of one angle. */
+struct row {
+    double fade[APART], inverse[APART], root[APART], delta[APART];
+    double sinc[APART], slope[APART];
+    ptrdiff_t start, close;              /* first column that counts, first that is not coincident */
+};
+
+/* Sums over the columns of a row of g^2, gh, h^2 and, with and without data, g and h: plain, and times u and v. */
+struct moments {
+    double gg, gg_u[DECAYS], gh, gh_u[DECAYS], gh_v[PHASES], hh, hh_v[PHASES];
+    double g, g_u[DECAYS], h, h_v[PHASES];
+    double gy, gy_u[DECAYS], hy, hy_v[PHASES];
+};
+
+enum weighting { NONE, SHARES, WEIGHTS };
+
+/* Fill what all angles share of a row: K^(1/4), 1/delta, and the smoothing of delta, to first order in its square. */
+INLINE void prepare(struct row *row, const struct flow_pass *pass, const struct block *block, ptrdiff_t i,
+                    ptrdiff_t left, ptrdiff_t width, const double *fading)
+{
+    const double *phase = pass->phase + left, *decay = pass->decay + left;
+    const double here = pass->phase[i], reference = pass->decay[block->left];
+    const int square = block->left == block->first;
+    const ptrdiff_t last = left + width - 1;
+
+    row->start = square && i + 1 > left ? i + 1 - left : 0;
+    if (!square || 0.25 * (pass->decay[last] - reference) < SPREAD) {
+        const double factor = exp(0.25 * (pass->decay[i] - reference));
+        for (ptrdiff_t j = 0; j < width; j++)
+            row->fade[j] = factor * fading[j];
+    } else {
+        for (ptrdiff_t j = row->start; j < width; j++)
+            row->fade[j] = exp(0.25 * (pass->decay[i] - decay[j]));
+    }
+    for (ptrdiff_t j = 0; j < width; j++) {
+        row->delta[j] = phase[j] - here;
+        row->inverse[j] = 1.0 / row->delta[j];
+        row->root[j] = 0.5 * pass->smoothing * row->inverse[j] * row->inverse[j];
+    }
+    const ptrdiff_t padded = (width + PAD - 1) / PAD * PAD;
+    for (ptrdiff_t j = 0; j < row->start; j++)
+        row->fade[j] = row->inverse[j] = row->root[j] = row->delta[j] = 0.0;
+    for (ptrdiff_t j = width; j < padded; j++)
+        row->fade[j] = row->inverse[j] = row->root[j] = row->delta[j] = 0.0;
+    row->close = row->start;
+    while (row->close < width && row->delta[row->close] < COINCIDENT)
+        row->close++;
+}
+
+/* Make T = K^(1/4) sinc(c delta) and K^(1/4) (cos - sinc)/delta of one angle. */
+INLINE void values(struct row *row, const struct flow_pass *pass, ptrdiff_t angle, ptrdiff_t i, ptrdiff_t left,
+                   ptrdiff_t width, const double *soon)
+{
+    const double *sine = pass->sine + angle * pass->pitch, *cosine = pass->cosine + angle * pass->pitch;
+    const double across = pass->across[angle];
+    const vec cos_i = all(cosine[i]), sin_i = all(sine[i]);
+    const vec cos_over = all(cosine[i] / across), sin_over = all(-sine[i] / across);
+
+    for (ptrdiff_t j = row->start / LANES * LANES; j < width; j += LANES) {
+        const vec s = load(sine + left + j), c = load(cosine + left + j);
+        __builtin_prefetch(soon + j);
+        const vec inverse = load(row->inverse + j), fade = load(row->fade + j);
+        vec sinc = (s * cos_over + c * sin_over) * inverse;
+        const vec apart = c * cos_i + s * sin_i - sinc;
+        sinc += apart * load(row->root + j);
+        store(row->sinc + j, sinc * fade);
+        store(row->slope + j, apart * inverse * fade);
+    }
+    const ptrdiff_t close = pass->flat[angle] ? width : row->close;
+    for (ptrdiff_t j = row->start; j < close; j++) {
+        const double delta = row->delta[j], square = across * across * delta * delta;
+        const double smooth = square + across * across * pass->smoothing;
+        row->sinc[j] = row->fade[j] * (1.0 - smooth / 6.0 * (1.0 - smooth / 20.0));
+        row->slope[j] = row->fade[j] * across * across * delta * (square / 30.0 - 1.0 / 3.0);
+    }
+}
+
+/* Sum over the columns of a row, and add g^2, gh and h^2 to sums over the rows. */
+INLINE void contract(struct row *row, const struct flow_pass *pass, enum weighting how, const double *y,
+                     const double *weight, ptrdiff_t left, ptrdiff_t width, double share_i, double *columns,
+                     ptrdiff_t stride, struct moments *out)
+{
+    const ptrdiff_t from = row->start / LANES * LANES, pitch = pass->pitch;
+    const double *u = pass->slopes + left, *v = u + DECAYS * pitch;
+    double *column_gg = columns, *column_gh = columns + stride, *column_hh = columns + 2 * stride;
+    const vec share = all(share_i);
+    {
+        vec g0 = {0}, g1 = {0}, g2 = {0}, g3 = {0}, y0 = {0}, y1 = {0}, y2 = {0}, y3 = {0};
+        vec q0 = {0}, q1 = {0}, q2 = {0}, q3 = {0};
+        for (ptrdiff_t j = from; j < width; j += LANES) {
+            const vec root = load(row->sinc + j), square = root * root, g = square * square;
+            store(row->slope + j, load(row->slope + j) * (square * root));
+            store(row->sinc + j, g);
+            const vec w = how == NONE ? g : g * load(weight + j);
+            const vec gg = w * g, gy = g * load(y + j);
+            const vec u1 = load(u + j), u2 = load(u + pitch + j), u3 = load(u + 2 * pitch + j);
+            g0 += w, g1 += w * u1, g2 += w * u2, g3 += w * u3;
+            y0 += gy, y1 += gy * u1, y2 += gy * u2, y3 += gy * u3;
+            q0 += gg, q1 += gg * u1, q2 += gg * u2, q3 += gg * u3;
+            store(column_gg + j, load(column_gg + j) + share * gg);
+        }
+        out->g = total(g0), out->g_u[0] = total(g1), out->g_u[1] = total(g2), out->g_u[2] = total(g3);
+        out->gy = total(y0), out->gy_u[0] = total(y1), out->gy_u[1] = total(y2), out->gy_u[2] = total(y3);
+        out->gg = total(q0), out->gg_u[0] = total(q1), out->gg_u[1] = total(q2), out->gg_u[2] = total(q3);
+    }
+    vec h0 = {0}, h1 = {0}, h2 = {0}, h3 = {0}, h4 = {0}, y0 = {0}, y1 = {0}, y2 = {0}, y3 = {0}, y4 = {0};
+    vec q0 = {0}, q1 = {0}, q2 = {0}, q3 = {0}, q4 = {0};
+    vec m0 = {0}, m1 = {0}, m2 = {0}, m3 = {0}, m4 = {0}, m5 = {0}, m6 = {0}, m7 = {0};
+    for (ptrdiff_t j = from; j < width; j += LANES) {
+        const vec g = load(row->sinc + j), h = load(row->slope + j);
+        const vec w = how == NONE ? h : h * load(weight + j);
+        const vec hy = h * load(y + j), hh = w * h, gh = w * g;
+        const vec v1 = load(v + j), v2 = load(v + pitch + j), v3 = load(v + 2 * pitch + j), v4 = load(v + 3 * pitch + j);
+        h0 += w, h1 += w * v1, h2 += w * v2, h3 += w * v3, h4 += w * v4;
+        y0 += hy, y1 += hy * v1, y2 += hy * v2, y3 += hy * v3, y4 += hy * v4;
+        q0 += hh, q1 += hh * v1, q2 += hh * v2, q3 += hh * v3, q4 += hh * v4;
+        m0 += gh, m4 += gh * v1, m5 += gh * v2, m6 += gh * v3, m7 += gh * v4;
+        m1 += gh * load(u + j), m2 += gh * load(u + pitch + j), m3 += gh * load(u + 2 * pitch + j);
+        store(column_gh + j, load(column_gh + j) + share * gh);
+        store(column_hh + j, load(column_hh + j) + share * hh);
+    }
+    out->h = total(h0), out->h_v[0] = total(h1), out->h_v[1] = total(h2), out->h_v[2] = total(h3);
+    out->h_v[3] = total(h4);
+    out->hy = total(y0), out->hy_v[0] = total(y1), out->hy_v[1] = total(y2), out->hy_v[2] = total(y3);
+    out->hy_v[3] = total(y4);
+    out->hh = total(q0), out->hh_v[0] = total(q1), out->hh_v[1] = total(q2), out->hh_v[2] = total(q3);
+    out->hh_v[3] = total(q4);
+    out->gh = total(m0), out->gh_u[0] = total(m1), out->gh_u[1] = total(m2), out->gh_u[2] = total(m3);
+    out->gh_v[0] = total(m4), out->gh_v[1] = total(m5), out->gh_v[2] = total(m6), out->gh_v[3] = total(m7);
+}
+
+/* Add a row: sums of M (u_j - u_i) are whole, of M (u_j - u_i)(v_j - v_i) all but M u_j v_j is here. */
+INLINE void add_row(const struct moments *m, const double *u, const double *v, double share, double *out)
+{
+    double *data = out, *plain = out + FUNCTIONS, *gram = out + 2 * FUNCTIONS;
+    double u_i[DECAYS], v_i[PHASES];
+    data[0] += m->gy;
+    plain[0] += share * m->g;
+    gram[0] += share * m->gg;
+    for (int k = 0; k < DECAYS; k++) {
+        u_i[k] = share * u[k];
+        data[1 + k] += m->gy_u[k] - u[k] * m->gy;
+        plain[1 + k] += share * m->g_u[k] - u_i[k] * m->g;
+        gram[1 + k] += share * m->gg_u[k] - u_i[k] * m->gg;
+    }
+    for (int k = 0; k < PHASES; k++) {
+        v_i[k] = share * v[k];
+        data[1 + DECAYS + k] += m->hy_v[k] - v[k] * m->hy;
+        plain[1 + DECAYS + k] += share * m->h_v[k] - v_i[k] * m->h;
+        gram[1 + DECAYS + k] += share * m->gh_v[k] - v_i[k] * m->gh;
+    }
+    for (int k = 0; k < DECAYS; k++) {
+        double *line = gram + (1 + k) * FUNCTIONS;
+        for (int l = k; l < DECAYS; l++)
+            line[1 + l] += u_i[k] * (u[l] * m->gg - m->gg_u[l]) - u_i[l] * m->gg_u[k];
+        for (int l = 0; l < PHASES; l++)
+            line[1 + DECAYS + l] += u_i[k] * (v[l] * m->gh - m->gh_v[l]) - v_i[l] * m->gh_u[k];
+    }
+    for (int k = 0; k < PHASES; k++) {
+        double *line = gram + (1 + DECAYS + k) * FUNCTIONS + 1 + DECAYS;
+        for (int l = k; l < PHASES; l++)
+            line[l] += v_i[k] * (v[l] * m->hh - m->hh_v[l]) - v_i[l] * m->hh_v[k];
+    }
+}
+
+/* Add the sums of M u_j v_j, given those of M over the rows. */
+static void add_columns(const struct flow_pass *pass, const double *columns, ptrdiff_t left, ptrdiff_t width,
+                        ptrdiff_t stride, double *out)
+{
+    const ptrdiff_t pitch = pass->pitch;
+    const double *u = pass->slopes + left, *v = u + DECAYS * pitch;
+    vec decays[DECAYS][DECAYS] = {{{0}}}, mixed[DECAYS][PHASES] = {{{0}}}, phases[PHASES][PHASES] = {{{0}}};
+    for (ptrdiff_t j = 0; j < width; j += LANES) {
+        const vec gg = load(columns + j), gh = load(columns + stride + j), hh = load(columns + 2 * stride + j);
+        vec at_u[DECAYS], at_v[PHASES];
+        for (int k = 0; k < DECAYS; k++)
+            at_u[k] = load(u + k * pitch + j);
+        for (int k = 0; k < PHASES; k++)
+            at_v[k] = load(v + k * pitch + j);
+        for (int k = 0; k < DECAYS; k++) {
+            const vec of_gg = gg * at_u[k], of_gh = gh * at_u[k];
+            for (int l = k; l < DECAYS; l++)
+                decays[k][l] += of_gg * at_u[l];
+            for (int l = 0; l < PHASES; l++)
+                mixed[k][l] += of_gh * at_v[l];
+        }
+        for (int k = 0; k < PHASES; k++) {
+            const vec of_hh = hh * at_v[k];
+            for (int l = k; l < PHASES; l++)
+                phases[k][l] += of_hh * at_v[l];
+        }
+    }
+    double *gram = out + 2 * FUNCTIONS;
+    for (int k = 0; k < DECAYS; k++) {
+        double *line = gram + (1 + k) * FUNCTIONS + 1;
+        for (int l = k; l < DECAYS; l++)
+            line[l] += total(decays[k][l]);
+        for (int l = 0; l < PHASES; l++)
+            line[DECAYS + l] += total(mixed[k][l]);
+    }
+    for (int k = 0; k < PHASES; k++)
+        for (int l = k; l < PHASES; l++)
+            gram[(1 + DECAYS + k) * FUNCTIONS + 1 + DECAYS + l] += total(phases[k][l]);
+}
+
+INLINE void sweep(const struct flow_pass *pass, const struct block *block, enum weighting how, struct row *row,
+                  double *fading, double *columns, double *out)
+{
+    for (ptrdiff_t from = 0; from < block->width; from += COLUMNS) {
+        const ptrdiff_t left = block->left + from;
+        const ptrdiff_t width = block->width - from < COLUMNS ? block->width - from : COLUMNS;
+        const ptrdiff_t stride = APART;
+        memset(columns, 0, sizeof(double) * 3 * stride * pass->n_phi);
+        for (ptrdiff_t j = 0; j < width; j++)
+            fading[j] = exp(0.25 * (pass->decay[block->left] - pass->decay[left + j]));
+        for (ptrdiff_t r = 0; r < block->rows; r++) {
+            const ptrdiff_t i = block->first + r;
+            double u[DECAYS], v[PHASES];
+            for (int k = 0; k < DECAYS; k++)
+                u[k] = pass->slopes[k * pass->pitch + i];
+            for (int k = 0; k < PHASES; k++)
+                v[k] = pass->slopes[(DECAYS + k) * pass->pitch + i];
+            prepare(row, pass, block, i, left, width, fading);
+            const double share = how == SHARES ? pass->share[i] : 1.0;
+            for (ptrdiff_t angle = 0; angle < pass->n_phi; angle++) {
+                const ptrdiff_t at = (angle * block->rows + r) * block->stride + from;
+                const double *weight = how == SHARES ? pass->share + left : how == WEIGHTS ? block->weight + at : NULL;
+                struct moments sums;
+                const ptrdiff_t next = angle + 1 < pass->n_phi ? at + block->rows * block->stride : (r + 1) * block->stride;
+                values(row, pass, angle, i, left, width, block->y + next);
+                contract(row, pass, how, block->y + at, weight, left, width, share, columns + 3 * stride * angle,
+                         stride, &sums);
+                add_row(&sums, u, v, share, out + SUMS * angle);
+            }
+        }
+        for (ptrdiff_t angle = 0; angle < pass->n_phi; angle++)
+            add_columns(pass, columns + 3 * stride * angle, left, width, stride, out + SUMS * angle);
+    }
+}
+
+/* Add the sums over a block to out, shape (n_phi, SUMS): products with the data, sums, upper half of the Gram matrix.
+
+   Returns 0, or 1 if there is no memory. */
+EXPORT int NAME(flow_sums)(const struct flow_pass *pass, const struct block *block, double *out)
+{
+    struct row *row = aligned_alloc(64, (sizeof(struct row) + 63) / 64 * 64);
+    double *fading = aligned_alloc(64, sizeof(double) * APART * (1 + 3 * (size_t)pass->n_phi));
+    if (!row || !fading) {
+        free(row);
+        free(fading);
+        return 1;
+    }
+    if (block->weight)
+        sweep(pass, block, WEIGHTS, row, fading, fading + APART, out);
+    else if (pass->share)
+        sweep(pass, block, SHARES, row, fading, fading + APART, out);
+    else
+        sweep(pass, block, NONE, row, fading, fading + APART, out);
+    free(row);
+    free(fading);
+    return 0;
+}
