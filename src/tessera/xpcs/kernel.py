@@ -11,8 +11,8 @@ products u'Mv with the few vectors u and v: Σ M (u_j-u_i)(v_j-v_i) = Σ_j colsu
 That is what ``native/flow.c`` sums, in one go per row.
 
 Against the direct form (`tessera.xpcs.physics.g1_squared`) these are left out: the floor of g₁ at 1e-10 (changes g by
-1e-20); the smoothing 1e-12 of the diffusion integral (changes an exponent by less than q²dt/2 · 1e-6). That of the shear
-integral, ε = (q L dt/2π)² 1e-12, is kept in g to first order, but not in dg/dp (of order 1e-12 over γ̇²).
+1e-20); the smoothing 1e-12 of the diffusion integral (changes an exponent by less than q²dt/2 · 1e-6). That of the
+shear, ε = (q L dt/2π)² 1e-12, is kept in g to first order, but not in dg/dp (of order 1e-12 over γ̇²).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class FlowPass:
         """Return sums over some blocks that `combined` takes, shape (n_phi, 80)."""
         out = np.zeros((self._n_phi, functions_to_sums(native.FLOW_FUNCTIONS)))
         for filled in blocks:
-            native.flow_sums(self._at, filled.for_flow, out)
+            native.flow_sums(self._at, filled.for_flow, out, diagonal=filled.place.diagonal)
         return out
 
 

@@ -92,7 +92,8 @@ def functions(suffix: str) -> dict[str, Callable[..., Any]]:
         raise KernelError(msg) from error
     pointer, size = ctypes.c_void_p, ctypes.c_ssize_t
     kinds: dict[str, tuple[Any, list[Any]]] = {
-        "flow_sums": (ctypes.c_int, [pointer, pointer, pointer]),
+        "flow_square": (ctypes.c_int, [pointer, pointer, pointer]),
+        "flow_rectangle": (ctypes.c_int, [pointer, pointer, pointer]),
         "static_after": (None, [pointer, pointer, size, pointer]),
         "static_sums": (None, [pointer, pointer, size, pointer, pointer]),
         "read_mean": (None, [pointer, ctypes.c_int, *[size] * 8, pointer, pointer]),
@@ -158,9 +159,13 @@ def block(place: tuple[int, int, int, int], y: Floats, weight: Floats | None) ->
     return Kept(_Block(*place, y.shape[-1], _address(y), _address(weight)), y, weight)
 
 
-def flow_sums(at: Kept, data: Kept, out: Floats, suffix: str | None = None) -> None:
-    """Add the sums over a block to ``out``, shape (n_phi, 80): as `tessera.xpcs.kernel.combined` takes them."""
-    if functions(suffix or level())["flow_sums"](at.at, data.at, out.ctypes.data):
+def flow_sums(at: Kept, data: Kept, out: Floats, *, diagonal: bool, suffix: str | None = None) -> None:
+    """Add the sums over a block to ``out``, shape (n_phi, 80): as `tessera.xpcs.kernel.combined` takes them.
+
+    On the diagonal, only pairs above it are summed.
+    """
+    function = functions(suffix or level())["flow_square" if diagonal else "flow_rectangle"]
+    if function(at.at, data.at, out.ctypes.data):
         msg = "no memory for the buffers of a pass"
         raise MemoryError(msg)
 

@@ -1,49 +1,13 @@
-/* Sums over a block of pairs of times for the laminar-flow model; the formulas are in tessera/xpcs/kernel.py. */
-#include <math.h>
-#include <stddef.h>
+/* Sums over rectangles of pairs of times for the laminar-flow model. */
 #include <stdlib.h>
 #include <string.h>
 
-#include "lanes.h"
+#include "flow.h"
 
 enum {
-    DECAYS = 3,                          /* vectors u over the times: slopes of the decay */
-    PHASES = 4,                          /* vectors v: slopes of the phase, times four */
-    FUNCTIONS = 1 + DECAYS + PHASES,     /* g, g (u_j - u_i), h (v_j - v_i) */
-    SUMS = 2 * FUNCTIONS + FUNCTIONS * FUNCTIONS,
     COLUMNS = 512,                       /* worked on at a time: vectors and buffers stay in the caches */
-    APART = COLUMNS + 3 * PAD            /* between buffers: equal places in them are not equal modulo 4096 bytes */
-};
-
-/* Below it, in rad, 1 - x^2/6 + x^4/120 is sinc x to rounding, and differences of sines would lose digits. */
-static const double COINCIDENT = 1e-3;
-
-/* How far exponents may spread in a square and still be taken apart into factors. */
-static const double SPREAD = 500.0;
-
-struct flow_pass {
-    const double *decay, *phase;         /* (pitch): both increase */
-    const double *slopes;                /* (DECAYS + PHASES, pitch) */
-    const double *sine, *cosine;         /* (n_phi, pitch): of across * phase */
-    const double *across;                /* (n_phi) */
-    const double *share;                 /* (pitch): times that a node stands for, or NULL */
-    const unsigned char *flat;           /* (n_phi): whether all phases of an angle are far below one */
-    ptrdiff_t n_phi, pitch;              /* pitch: PAD more than there are times */
-    double smoothing;
-};
-
-struct block {
-    ptrdiff_t first, rows;               /* rows of the block */
-    ptrdiff_t left, width;               /* its columns; left == first: only pairs above the diagonal count */
-    ptrdiff_t stride;                    /* from row to row of y and weight: width up to a multiple of PAD */
-    const double *y, *weight;            /* (n_phi, rows, stride); padding is zero; weight may be NULL */
-};
-
-/* What all angles share in one row, and the two matrices of one angle. */
-struct row {
-    double fade[APART], inverse[APART], root[APART], delta[APART];
-    double sinc[APART], slope[APART];
-    ptrdiff_t start, close;              /* first column that counts, first that is not coincident */
+    APART = COLUMNS + 3 * PAD,           /* between buffers: equal places in them are not equal modulo 4096 bytes */
+    BUFFERS = 7
 };
 
 /* Sums over the columns of a row of g^2, gh, h^2 and, with and without data, g and h: plain, and times u and v. */
@@ -55,83 +19,22 @@ struct moments {
 
 enum weighting { NONE, SHARES, WEIGHTS };
 
-/* Fill what all angles share of a row: K^(1/4), 1/delta, and the smoothing of delta, to first order in its square. */
-INLINE void prepare(struct row *row, const struct flow_pass *pass, const struct block *block, ptrdiff_t i,
-                    ptrdiff_t left, ptrdiff_t width, const double *fading)
-{
-    const double *phase = pass->phase + left, *decay = pass->decay + left;
-    const double here = pass->phase[i], reference = pass->decay[block->left];
-    const int square = block->left == block->first;
-    const ptrdiff_t last = left + width - 1;
-
-    row->start = square && i + 1 > left ? i + 1 - left : 0;
-    if (!square || 0.25 * (pass->decay[last] - reference) < SPREAD) {
-        const double factor = exp(0.25 * (pass->decay[i] - reference));
-        for (ptrdiff_t j = 0; j < width; j++)
-            row->fade[j] = factor * fading[j];
-    } else {
-        for (ptrdiff_t j = row->start; j < width; j++)
-            row->fade[j] = exp(0.25 * (pass->decay[i] - decay[j]));
-    }
-    for (ptrdiff_t j = 0; j < width; j++) {
-        row->delta[j] = phase[j] - here;
-        row->inverse[j] = 1.0 / row->delta[j];
-        row->root[j] = 0.5 * pass->smoothing * row->inverse[j] * row->inverse[j];
-    }
-    const ptrdiff_t padded = (width + PAD - 1) / PAD * PAD;
-    for (ptrdiff_t j = 0; j < row->start; j++)
-        row->fade[j] = row->inverse[j] = row->root[j] = row->delta[j] = 0.0;
-    for (ptrdiff_t j = width; j < padded; j++)
-        row->fade[j] = row->inverse[j] = row->root[j] = row->delta[j] = 0.0;
-    row->close = row->start;
-    while (row->close < width && row->delta[row->close] < COINCIDENT)
-        row->close++;
-}
-
-/* Make T = K^(1/4) sinc(c delta) and K^(1/4) (cos - sinc)/delta of one angle. */
-INLINE void values(struct row *row, const struct flow_pass *pass, ptrdiff_t angle, ptrdiff_t i, ptrdiff_t left,
-                   ptrdiff_t width, const double *soon)
-{
-    const double *sine = pass->sine + angle * pass->pitch, *cosine = pass->cosine + angle * pass->pitch;
-    const double across = pass->across[angle];
-    const vec cos_i = all(cosine[i]), sin_i = all(sine[i]);
-    const vec cos_over = all(cosine[i] / across), sin_over = all(-sine[i] / across);
-
-    for (ptrdiff_t j = row->start / LANES * LANES; j < width; j += LANES) {
-        const vec s = load(sine + left + j), c = load(cosine + left + j);
-        __builtin_prefetch(soon + j);
-        const vec inverse = load(row->inverse + j), fade = load(row->fade + j);
-        vec sinc = (s * cos_over + c * sin_over) * inverse;
-        const vec apart = c * cos_i + s * sin_i - sinc;
-        sinc += apart * load(row->root + j);
-        store(row->sinc + j, sinc * fade);
-        store(row->slope + j, apart * inverse * fade);
-    }
-    const ptrdiff_t close = pass->flat[angle] ? width : row->close;
-    for (ptrdiff_t j = row->start; j < close; j++) {
-        const double delta = row->delta[j], square = across * across * delta * delta;
-        const double smooth = square + across * across * pass->smoothing;
-        row->sinc[j] = row->fade[j] * (1.0 - smooth / 6.0 * (1.0 - smooth / 20.0));
-        row->slope[j] = row->fade[j] * across * across * delta * (square / 30.0 - 1.0 / 3.0);
-    }
-}
-
 /* Sum over the columns of a row, and add g^2, gh and h^2 to sums over the rows. */
-INLINE void contract(struct row *row, const struct flow_pass *pass, enum weighting how, const double *y,
+INLINE void contract(double *sinc, double *slope, const struct flow_pass *pass, enum weighting how, const double *y,
                      const double *weight, ptrdiff_t left, ptrdiff_t width, double share_i, double *columns,
-                     ptrdiff_t stride, struct moments *out)
+                     struct moments *out)
 {
-    const ptrdiff_t from = row->start / LANES * LANES, pitch = pass->pitch;
+    const ptrdiff_t pitch = pass->pitch;
     const double *u = pass->slopes + left, *v = u + DECAYS * pitch;
-    double *column_gg = columns, *column_gh = columns + stride, *column_hh = columns + 2 * stride;
+    double *column_gg = columns, *column_gh = columns + APART, *column_hh = columns + 2 * APART;
     const vec share = all(share_i);
     {
         vec g0 = {0}, g1 = {0}, g2 = {0}, g3 = {0}, y0 = {0}, y1 = {0}, y2 = {0}, y3 = {0};
         vec q0 = {0}, q1 = {0}, q2 = {0}, q3 = {0};
-        for (ptrdiff_t j = from; j < width; j += LANES) {
-            const vec root = load(row->sinc + j), square = root * root, g = square * square;
-            store(row->slope + j, load(row->slope + j) * (square * root));
-            store(row->sinc + j, g);
+        for (ptrdiff_t j = 0; j < width; j += LANES) {
+            const vec root = load(sinc + j), square = root * root, g = square * square;
+            store(slope + j, load(slope + j) * (square * root));
+            store(sinc + j, g);
             const vec w = how == NONE ? g : g * load(weight + j);
             const vec gg = w * g, gy = g * load(y + j);
             const vec u1 = load(u + j), u2 = load(u + pitch + j), u3 = load(u + 2 * pitch + j);
@@ -147,8 +50,8 @@ INLINE void contract(struct row *row, const struct flow_pass *pass, enum weighti
     vec h0 = {0}, h1 = {0}, h2 = {0}, h3 = {0}, h4 = {0}, y0 = {0}, y1 = {0}, y2 = {0}, y3 = {0}, y4 = {0};
     vec q0 = {0}, q1 = {0}, q2 = {0}, q3 = {0}, q4 = {0};
     vec m0 = {0}, m1 = {0}, m2 = {0}, m3 = {0}, m4 = {0}, m5 = {0}, m6 = {0}, m7 = {0};
-    for (ptrdiff_t j = from; j < width; j += LANES) {
-        const vec g = load(row->sinc + j), h = load(row->slope + j);
+    for (ptrdiff_t j = 0; j < width; j += LANES) {
+        const vec g = load(sinc + j), h = load(slope + j);
         const vec w = how == NONE ? h : h * load(weight + j);
         const vec hy = h * load(y + j), hh = w * h, gh = w * g;
         const vec v1 = load(v + j), v2 = load(v + pitch + j), v3 = load(v + 2 * pitch + j), v4 = load(v + 3 * pitch + j);
@@ -206,13 +109,13 @@ INLINE void add_row(const struct moments *m, const double *u, const double *v, d
 
 /* Add the sums of M u_j v_j, given those of M over the rows. */
 static void add_columns(const struct flow_pass *pass, const double *columns, ptrdiff_t left, ptrdiff_t width,
-                        ptrdiff_t stride, double *out)
+                        double *out)
 {
     const ptrdiff_t pitch = pass->pitch;
     const double *u = pass->slopes + left, *v = u + DECAYS * pitch;
     vec decays[DECAYS][DECAYS] = {{{0}}}, mixed[DECAYS][PHASES] = {{{0}}}, phases[PHASES][PHASES] = {{{0}}};
     for (ptrdiff_t j = 0; j < width; j += LANES) {
-        const vec gg = load(columns + j), gh = load(columns + stride + j), hh = load(columns + 2 * stride + j);
+        const vec gg = load(columns + j), gh = load(columns + APART + j), hh = load(columns + 2 * APART + j);
         vec at_u[DECAYS], at_v[PHASES];
         for (int k = 0; k < DECAYS; k++)
             at_u[k] = load(u + k * pitch + j);
@@ -244,60 +147,59 @@ static void add_columns(const struct flow_pass *pass, const double *columns, ptr
             gram[(1 + DECAYS + k) * FUNCTIONS + 1 + DECAYS + l] += total(phases[k][l]);
 }
 
-INLINE void sweep(const struct flow_pass *pass, const struct block *block, enum weighting how, struct row *row,
-                  double *fading, double *columns, double *out)
+INLINE void sweep(const struct flow_pass *pass, const struct block *block, enum weighting how, double *buffers,
+                  double *out)
 {
+    struct row row = {buffers, buffers + APART, buffers + 2 * APART, buffers + 3 * APART, 0, 0};
+    double *sinc = buffers + 4 * APART, *slope = buffers + 5 * APART, *fading = buffers + 6 * APART;
+    double *columns = buffers + BUFFERS * APART;
+    const double reference = pass->decay[block->left];
+
     for (ptrdiff_t from = 0; from < block->width; from += COLUMNS) {
         const ptrdiff_t left = block->left + from;
         const ptrdiff_t width = block->width - from < COLUMNS ? block->width - from : COLUMNS;
-        const ptrdiff_t stride = APART;
-        memset(columns, 0, sizeof(double) * 3 * stride * pass->n_phi);
+        memset(columns, 0, sizeof(double) * 3 * APART * pass->n_phi);
         for (ptrdiff_t j = 0; j < width; j++)
-            fading[j] = exp(0.25 * (pass->decay[block->left] - pass->decay[left + j]));
+            fading[j] = exp(0.25 * (reference - pass->decay[left + j]));
         for (ptrdiff_t r = 0; r < block->rows; r++) {
             const ptrdiff_t i = block->first + r;
+            const double share = how == SHARES ? pass->share[i] : 1.0;
             double u[DECAYS], v[PHASES];
             for (int k = 0; k < DECAYS; k++)
                 u[k] = pass->slopes[k * pass->pitch + i];
             for (int k = 0; k < PHASES; k++)
                 v[k] = pass->slopes[(DECAYS + k) * pass->pitch + i];
-            prepare(row, pass, block, i, left, width, fading);
-            const double share = how == SHARES ? pass->share[i] : 1.0;
+            prepare(&row, pass, i, left, width, reference, fading);
             for (ptrdiff_t angle = 0; angle < pass->n_phi; angle++) {
                 const ptrdiff_t at = (angle * block->rows + r) * block->stride + from;
+                const ptrdiff_t next = angle + 1 < pass->n_phi ? at + block->rows * block->stride
+                                                               : (r + 1) * block->stride + from;
                 const double *weight = how == SHARES ? pass->share + left : how == WEIGHTS ? block->weight + at : NULL;
                 struct moments sums;
-                const ptrdiff_t next = angle + 1 < pass->n_phi ? at + block->rows * block->stride : (r + 1) * block->stride;
-                values(row, pass, angle, i, left, width, block->y + next);
-                contract(row, pass, how, block->y + at, weight, left, width, share, columns + 3 * stride * angle,
-                         stride, &sums);
+                values(&row, pass, angle, i, left, width, block->y + next, sinc, slope);
+                contract(sinc, slope, pass, how, block->y + at, weight, left, width, share,
+                         columns + 3 * APART * angle, &sums);
                 add_row(&sums, u, v, share, out + SUMS * angle);
             }
         }
         for (ptrdiff_t angle = 0; angle < pass->n_phi; angle++)
-            add_columns(pass, columns + 3 * stride * angle, left, width, stride, out + SUMS * angle);
+            add_columns(pass, columns + 3 * APART * angle, left, width, out + SUMS * angle);
     }
 }
 
-/* Add the sums over a block to out, shape (n_phi, SUMS): products with the data, sums, upper half of the Gram matrix.
-
-   Returns 0, or 1 if there is no memory. */
-EXPORT int NAME(flow_sums)(const struct flow_pass *pass, const struct block *block, double *out)
+/* Add the sums over a rectangle to out, shape (n_phi, SUMS): products with the data, sums, upper half of the Gram
+   matrix. Returns 0, or 1 if there is no memory. */
+EXPORT int NAME(flow_rectangle)(const struct flow_pass *pass, const struct block *block, double *out)
 {
-    struct row *row = aligned_alloc(64, (sizeof(struct row) + 63) / 64 * 64);
-    double *fading = aligned_alloc(64, sizeof(double) * APART * (1 + 3 * (size_t)pass->n_phi));
-    if (!row || !fading) {
-        free(row);
-        free(fading);
+    double *buffers = aligned_alloc(64, sizeof(double) * APART * (BUFFERS + 3 * (size_t)pass->n_phi));
+    if (!buffers)
         return 1;
-    }
     if (block->weight)
-        sweep(pass, block, WEIGHTS, row, fading, fading + APART, out);
+        sweep(pass, block, WEIGHTS, buffers, out);
     else if (pass->share)
-        sweep(pass, block, SHARES, row, fading, fading + APART, out);
+        sweep(pass, block, SHARES, buffers, out);
     else
-        sweep(pass, block, NONE, row, fading, fading + APART, out);
-    free(row);
-    free(fading);
+        sweep(pass, block, NONE, buffers, out);
+    free(buffers);
     return 0;
 }
