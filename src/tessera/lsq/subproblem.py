@@ -121,7 +121,8 @@ def bounded_step(
     """
     low, high = (box.lower - x) * scale, (box.upper - x) * scale
     slope = problem.a.T @ problem.b
-    free = ~(((low >= 0) & (slope > 0)) | ((high <= 0) & (slope < 0)))
+    movable = low < high
+    free = movable & ~(((low >= 0) & (slope > 0)) | ((high <= 0) & (slope < 0)))
     held = np.ones(x.size, bool)
     held[linear] = False
     step = np.zeros(x.size)
@@ -132,7 +133,7 @@ def bounded_step(
         if fraction >= 1.0:
             step = target
             slope = problem.a.T @ (problem.a @ step + problem.b)
-            inward = ~free & (((step <= low) & (slope < 0)) | ((step >= high) & (slope > 0)))
+            inward = movable & ~free & (((step <= low) & (slope < 0)) | ((step >= high) & (slope > 0)))
             if np.isfinite(radius) or not inward.any():
                 break
             free[np.argmax(np.where(inward, np.abs(slope), -1.0))] = True

@@ -60,21 +60,26 @@ def noise_variances(c2: C2Rows) -> Floats:
     n = c2.n_t
     # Neighbouring rows share cache lines in the half that is read transposed.
     blocks = np.unique(np.linspace(0, max(n - 4 - _NOISE_ROWS, 0), _NOISE_BLOCKS).astype(int))
-    out = np.zeros(c2.n_phi)
-    for angle in range(c2.n_phi):
-        squares, counts = np.zeros(_LAG_BINS), np.zeros(_LAG_BINS)
-        for first in blocks:
-            block = c2.rows(angle, int(first), min(int(first) + _NOISE_ROWS, n)).astype(np.float64)
-            for row, values in enumerate(block):
-                second = np.diff(values[row + 1 :], 2) ** 2 / 6
-                known = np.isfinite(second)
-                bins = np.arange(second.size)[known] * _LAG_BINS // n
-                squares += np.bincount(bins, second[known], _LAG_BINS)
-                counts += np.bincount(bins, minlength=_LAG_BINS)
-        long = slice(_LAG_BINS // 2, None) if counts[_LAG_BINS // 2 :].any() else slice(None)
-        if not counts.any():
-            out[angle] = np.inf
-            continue
-        limit = _NOISIEST * squares[long].sum() / counts[long].sum()
-        out[angle] = np.minimum(squares, limit * counts).sum() / counts.sum()
+    squares, counts = np.zeros((c2.n_phi, _LAG_BINS)), np.zeros((c2.n_phi, _LAG_BINS))
+    for first in blocks:
+        end = min(int(first) + _NOISE_ROWS, n)
+        lags = np.arange(n - first - 2) - np.arange(1, end - first + 1)[:, None]
+        bins = np.where(lags >= 0, lags * _LAG_BINS // n, _LAG_BINS).ravel()
+        of_bins = np.bincount(bins, minlength=_LAG_BINS + 1)
+        for angle in range(c2.n_phi):
+            values = c2.rows(angle, int(first), end).astype(np.float64, copy=False)
+            second = (values[:, 2:] - 2.0 * values[:, 1:-1] + values[:, :-2]).ravel() ** 2 / 6
+            known = np.isfinite(second)
+            if known.all():
+                counts[angle] += of_bins[:_LAG_BINS]
+            else:
+                counts[angle] += np.bincount(bins[known], minlength=_LAG_BINS + 1)[:_LAG_BINS]
+                second[~known] = 0.0
+            squares[angle] += np.bincount(bins, second, _LAG_BINS + 1)[:_LAG_BINS]
+    out = np.full(c2.n_phi, np.inf)
+    for angle in np.flatnonzero(counts.any(1)):
+        seen, number = squares[angle], counts[angle]
+        long = slice(_LAG_BINS // 2, None) if number[_LAG_BINS // 2 :].any() else slice(None)
+        limit = _NOISIEST * seen[long].sum() / number[long].sum()
+        out[angle] = np.minimum(seen, limit * number).sum() / number.sum()
     return out
