@@ -40,7 +40,7 @@ def _one_chunk(folder: Path, case: str, size: int) -> tuple[float, float]:
     from lsq_worker import _user_model
 
     from tessera.lsq.accumulate import ModelObjective
-    from tessera.lsq.fit import describe
+    from tessera.lsq.fit_model import describe
     from tessera.lsq.reduce import serial
     from tessera.lsq.sources import as_source
 

@@ -9,7 +9,7 @@ import scipy.optimize
 from scipy.optimize import OptimizeWarning
 
 from tessera.lsq import curve_fit as package_level
-from tessera.lsq.curve_fit import curve_fit
+from tessera.lsq.fit_curve import curve_fit
 from tessera.lsq.result import Result, Status
 
 RNG = np.random.default_rng(11)

@@ -10,7 +10,7 @@ import pytest
 
 from tessera.lsq import Groups, HybridStreamingConfig, fit
 from tessera.lsq.accumulate import ModelObjective, Settings
-from tessera.lsq.fit import describe
+from tessera.lsq.fit_model import describe
 from tessera.lsq.guard import Guarded
 from tessera.lsq.reduce import serial
 from tessera.lsq.sources import ArraySource

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from lsq import nist
 
-from tessera.lsq.fit import fit
+from tessera.lsq.fit_model import fit
 from tessera.lsq.options import HybridStreamingConfig
 
 CONFIG = HybridStreamingConfig(

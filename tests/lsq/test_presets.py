@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from tessera.lsq.fit import fit
+from tessera.lsq.fit_model import fit
 from tessera.lsq.options import PRESETS, HybridStreamingConfig
 
 pytestmark = pytest.mark.shared

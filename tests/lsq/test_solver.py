@@ -7,7 +7,7 @@ import pytest
 
 from tessera.lsq import hybrid, levenberg
 from tessera.lsq.cg import steihaug
-from tessera.lsq.fit import run
+from tessera.lsq.fit_model import run
 from tessera.lsq.hybrid import Plan
 from tessera.lsq.levenberg import LMOptions
 from tessera.lsq.options import HybridStreamingConfig

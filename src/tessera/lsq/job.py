@@ -15,7 +15,7 @@ from tessera.lsq.accumulate import ModelObjective, Settings
 from tessera.lsq.chunk_costs import chunk_costs
 from tessera.lsq.errors import DataError, FitInputError, StartError
 from tessera.lsq.files import Columns, open_source
-from tessera.lsq.fit import checked_bounds, checked_start, describe, indices
+from tessera.lsq.fit_model import checked_bounds, checked_start, describe, indices
 from tessera.lsq.guard import Guarded
 from tessera.lsq.hybrid import Plan
 from tessera.lsq.job_options import LsqOptions

@@ -69,7 +69,7 @@ def nodes_of(n_t: int) -> Nodes:
     spread = weights[:, None] * (at_nodes[:, :NODES] @ polynomials[:, :NODES].T)
     values = polynomials[:, :_DEGREE] @ at_nodes.T
     whole, rest = divmod(n_t, ROWS)
-    return Nodes(n_t, spread, values, np.concatenate([np.tile(weights, whole), np.ones(rest)]))
+    return Nodes(n_t, np.ascontiguousarray(spread), values, np.concatenate([np.tile(weights, whole), np.ones(rest)]))
 
 
 def _gram(points: Floats, count: int) -> Floats:
@@ -95,23 +95,16 @@ def compress(strip: Strip, nodes: Nodes) -> Strip:
     if not place.width:
         return strip
     first, left = nodes.first(place.first), nodes.first(place.left)
-    small = Place(first, nodes.first(place.left) - first, left, nodes.share.size - left)
-    weight = None if rest.weight is None else _both_sides(rest.weight[..., : place.width], nodes.spread, small)
-    return Strip(
-        strip.square, Filled(small, _both_sides(rest.y[..., : place.width], nodes.spread, small), weight), strip.fixed
-    )
+    small = Place(first, NODES, left, nodes.share.size - left)
 
+    def carried(block: Floats) -> Floats:
+        out = native.aligned((len(block), NODES, small.stride))
+        out[:] = 0.0
+        native.to_nodes(nodes.spread, block, place.width, out)
+        return out
 
-def _both_sides(block: Floats, spread: Floats, small: Place) -> Floats:
-    """Return Lᵀ block L, padded; the rows are a whole segment, the columns segments and perhaps a short one."""
-    rows = spread @ block
-    whole = block.shape[2] // ROWS
-    out = native.aligned((len(block), small.rows, small.stride))
-    out[..., small.width :] = 0.0
-    inner = out[..., : whole * NODES].reshape(len(block), small.rows, whole, NODES)
-    np.matmul(rows[..., : whole * ROWS].reshape(*rows.shape[:2], whole, ROWS), spread.T, out=inner)
-    out[..., whole * NODES : small.width] = rows[..., whole * ROWS :]
-    return out
+    weight = None if rest.weight is None else carried(rest.weight)
+    return Strip(strip.square, Filled(small, carried(rest.y), weight), strip.fixed)
 
 
 def at_nodes(diffusion: Diffusion, shear: Shear, nodes: Nodes) -> tuple[Diffusion, Shear]:

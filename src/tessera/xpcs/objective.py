@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +22,6 @@ from tessera.xpcs.physics import Floats, Parameter, parameters_of
 from tessera.xpcs.room import Room
 from tessera.xpcs.scaling import make
 from tessera.xpcs.start import noise_variances, quantile_scaling
-from tessera.xpcs.threads import one_blas_thread
 from tessera.xpcs.tiles import Strip, n_chunks, read_strip, strips_of
 from tessera.xpcs.transport import Grid, diffusion, shear
 
@@ -206,11 +204,12 @@ class XpcsObjective:
             if self._threads == 1 or len(mine) < 2:
                 yield from map(at.chunk, mine)
                 return
+            from concurrent.futures import ThreadPoolExecutor
+
             with ThreadPoolExecutor(self._threads) as pool:
                 yield from pool.map(at.chunk, mine)
 
-        with one_blas_thread():
-            sums = add(n_chunks(self._c2.n_t), contributions)
+        sums = add(n_chunks(self._c2.n_t), contributions)
         self._fixed = sums["fixed"]
         return {**combined(sums["sums"]), "fixed": sums["fixed"]}
 

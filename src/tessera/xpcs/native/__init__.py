@@ -98,6 +98,7 @@ def functions(suffix: str) -> dict[str, Callable[..., Any]]:
         "static_sums": (None, [pointer, pointer, size, pointer, pointer]),
         "read_mean": (None, [pointer, ctypes.c_int, *[size] * 8, pointer, pointer]),
         "sum_squares": (None, [pointer, size, size, pointer]),
+        "to_nodes": (None, [pointer, *[size] * 3, pointer, size, pointer]),
     }
     found: dict[str, Callable[..., Any]] = {}
     for name, (result, arguments) in kinds.items():
@@ -234,3 +235,19 @@ def sum_squares(y: Floats) -> Floats:
     out = np.empty((len(y), 2))
     functions(level())["sum_squares"](y.ctypes.data, len(y), y[0].size, out.ctypes.data)
     return out
+
+
+def to_nodes(spread: Floats, y: Floats, width: int, out: Floats) -> None:
+    """Carry a rectangle to nodes, see `tessera.xpcs.coarse`.
+
+    Parameters
+    ----------
+    spread
+        Lᵀ, shape (8, 32).
+    y
+        Shape (n_phi, 32, stride), of which ``width`` columns count.
+    out
+        Shape (n_phi, 8, stride of its own), zero.
+    """
+    function = functions(level())["to_nodes"]
+    function(spread.ctypes.data, len(y), width, y.shape[2], y.ctypes.data, out.shape[2], out.ctypes.data)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tessera.lsq.errors import DataError, FitInputError
-from tessera.lsq.fit import BoundsLike, fit
+from tessera.lsq.fit_model import BoundsLike, fit
 from tessera.lsq.guard import NanPolicy
 from tessera.lsq.options import HybridStreamingConfig
 from tessera.lsq.result import Result, Status
