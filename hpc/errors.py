@@ -7,7 +7,6 @@ answers the same way.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import ClassVar, Final
 
@@ -88,6 +87,8 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     str
         ``did you mean 'ranks'? valid: …``, or only the valid names if none is near.
     """
+    import difflib
+
     names = sorted(valid)
     close = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(repr(c) for c in close)}? " if close else ""

@@ -124,8 +124,8 @@ def assemble(sums: dict[str, Floats], x: Vector, shape: Shape) -> Quadratic:
     return Quadratic(
         x=out,
         cost=0.5 * float(best.chi2.sum()),
-        gradient=np.einsum("apk,ak->p", into, slope),
-        hessian=np.einsum("apk,akl,aql->pq", into, gram, into, optimize=True),
+        gradient=(into @ slope[:, :, None]).sum(0)[:, 0],
+        hessian=(into @ gram @ into.transpose(0, 2, 1)).sum(0),
         count=int(best.twice * count.sum()),
         rejected=int(best.twice * rejected.sum()),
         power=float(best.scale @ power),

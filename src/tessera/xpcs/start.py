@@ -59,15 +59,15 @@ def noise_variances(c2: C2Rows) -> Floats:
     """
     n = c2.n_t
     # Neighbouring rows share cache lines in the half that is read transposed.
-    blocks = np.unique(np.linspace(0, max(n - 4 - _NOISE_ROWS, 0), _NOISE_BLOCKS).astype(int))
+    blocks = sorted({int(first) for first in np.linspace(0, max(n - 4 - _NOISE_ROWS, 0), _NOISE_BLOCKS)})
     squares, counts = np.zeros((c2.n_phi, _LAG_BINS)), np.zeros((c2.n_phi, _LAG_BINS))
     for first in blocks:
-        end = min(int(first) + _NOISE_ROWS, n)
+        end = min(first + _NOISE_ROWS, n)
         lags = np.arange(n - first - 2) - np.arange(1, end - first + 1)[:, None]
         bins = np.where(lags >= 0, lags * _LAG_BINS // n, _LAG_BINS).ravel()
         of_bins = np.bincount(bins, minlength=_LAG_BINS + 1)
         for angle in range(c2.n_phi):
-            values = c2.rows(angle, int(first), end).astype(np.float64, copy=False)
+            values = c2.rows(angle, first, end).astype(np.float64, copy=False)
             second = (values[:, 2:] - 2.0 * values[:, 1:-1] + values[:, :-2]).ravel() ** 2 / 6
             known = np.isfinite(second)
             if known.all():

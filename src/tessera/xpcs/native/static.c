@@ -53,9 +53,10 @@ INLINE void add_square(const struct static_pass *pass, const struct strip *strip
                        const double *y, const double *w, int with_sums, double *data_out, double *sums_out)
 {
     const double *u = pass->slopes + strip->first;
+    const ptrdiff_t width = (strip->rows + PAD - 1) / PAD * PAD;
     vec data[FUNCTIONS] = {{0}}, plain[FUNCTIONS] = {{0}}, gram[FUNCTIONS][FUNCTIONS] = {{{0}}};
     for (ptrdiff_t r = 0; r < strip->rows; r++)
-        for (ptrdiff_t s = (r + 1) / LANES * LANES; s < ROWS; s += LANES) {
+        for (ptrdiff_t s = (r + 1) / LANES * LANES; s < width; s += LANES) {
             const vec at = load(&g[r][s]), aty = at * load(y + r * ROWS + s);
             const vec once = w ? at * load(w + r * ROWS + s) : at, twice = once * at;
             vec du[DECAYS];
