@@ -13,9 +13,9 @@ from hpc.errors import InputError
 from hpc.job import Job, Stage
 from tessera.lsq.errors import FitInputError
 from tessera.lsq.stage import FitStage
-from tessera.xpcs import outputs
+from tessera.xpcs import native, outputs
 from tessera.xpcs.dataset import Dataset
-from tessera.xpcs.errors import XpcsInputError
+from tessera.xpcs.errors import KernelError, XpcsInputError
 from tessera.xpcs.load import Hold, Selection, load
 from tessera.xpcs.options import XpcsOptions
 from tessera.xpcs.quality import AngleQuality, assess_angle, judge
@@ -49,6 +49,7 @@ class XpcsJob(Job):
         with explained():
             dataset, _ = self._load(_unread)
             vectors(self.options, objective_of(self.options, dataset, 1.0))
+            native.functions(native.level())  # on a cluster's login node as on the others, better said now than there
 
     def setup(self, ctx: Context) -> None:
         """Load the data and look at every value once; the ranks share the angles."""
@@ -152,5 +153,5 @@ def explained() -> Iterator[None]:
     """Hand errors about the inputs to the engine as what they are, without a traceback for the user."""
     try:
         yield
-    except (XpcsInputError, FitInputError) as error:
+    except (XpcsInputError, FitInputError, KernelError) as error:
         raise InputError(str(error)) from error
