@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,26 @@ _TRACED: Final = 3
 """Passes of which the JAX profiler makes a trace: the first compiles, the others are alike."""
 
 
+class First(Protocol):
+    """A fit before the fit, which finds its start: one pass over the data a step. States are what is saved."""
+
+    def begin(self, objective: Objective, x: Vector) -> Arrays:
+        """Return the state before the first pass, given the start that is configured or won the tournament."""
+        ...
+
+    def step(self, objective: Objective, state: Arrays) -> Arrays:
+        """Make one pass. Collective."""
+        ...
+
+    def found(self, state: Arrays) -> Vector | None:
+        """Return the start that was found, if the last pass is made."""
+        ...
+
+    def figures(self, state: Arrays) -> Mapping[str, float | str]:
+        """Return what a user wants to see of the state."""
+        ...
+
+
 @dataclass(frozen=True)
 class Problem:
     """What a fit needs besides its state.
@@ -55,7 +75,7 @@ class Problem:
     absolute_sigma, sandwich
         As in `tessera.lsq.covariance.covariance`.
     first
-        Called with objective and start before the first pass, as a step of its own; returns a better start. Collective.
+        Finds a better start; None if the fit begins with the one that is given.
     last
         Called with objective and parameters after the fit; what it returns is handed to the stage's ``finish``.
         Collective.
@@ -68,7 +88,7 @@ class Problem:
     plan: Plan
     absolute_sigma: bool = False
     sandwich: bool = False
-    first: Callable[[Objective, Vector], Vector] | None = None
+    first: First | None = None
     last: Callable[[Objective, Vector], Mapping[str, NDArray[Any]]] | None = None
 
 
@@ -105,12 +125,10 @@ class FitStage(Loop):
 
     def start(self, ctx: Context) -> Arrays:
         """Return the state before the first pass."""
-        problem, _ = self._problem(ctx)
+        problem, objective = self._problem(ctx)
         config = problem.plan.config
         if not config.enable_multistart:
-            if problem.first is not None:
-                return {"first.x": problem.x0}
-            return self._arrays(hybrid.start(problem.x0, problem.lower, problem.upper))
+            return self._begin(problem, objective, problem.x0, 0)
         points = multistart.starts(problem.x0, problem.lower, problem.upper, config, ctx.seed)
         return _tournament_arrays(multistart.begin(points, problem.lower, problem.upper))
 
@@ -120,9 +138,8 @@ class FitStage(Loop):
         passes = self.steps(state)[0]
         began = time.perf_counter()
         with explained(), self._recorded(passes, ctx):
-            if "first.x" in state and problem.first is not None:
-                x0 = problem.first(objective, np.asarray(state["first.x"]))
-                return self._arrays(hybrid.start(x0, problem.lower, problem.upper))
+            if "before.passes" in state and problem.first is not None:
+                return self._find(state, problem, objective)
             if "start.clock" in state:
                 return self._play(state, problem, objective, ctx)
             fit = self._fit(state)
@@ -138,8 +155,8 @@ class FitStage(Loop):
 
     def steps(self, state: Arrays) -> tuple[int, int]:
         """Return passes made, and passes expected where the convergence so far tells (else 0)."""
-        if "first.x" in state:
-            return 0, 0
+        if "before.passes" in state:
+            return int(state["before.passes"]), 0
         if "start.clock" in state:
             return multistart.from_arrays(_part(state, "start.")).passes, 0
         passes = int(state["fit.passes"])
@@ -147,8 +164,9 @@ class FitStage(Loop):
 
     def figures(self, state: Arrays) -> Mapping[str, float | str]:
         """Return phase, cost, length of the step, gradient, radius and points per second."""
-        if "first.x" in state:
-            return {"phase": "first fit"}
+        if "before.passes" in state:
+            first = None if self._made is None else self._made[0].first
+            return {"phase": "first fit", **({} if first is None else first.figures(_part(state, "first.")))}
         if "start.clock" in state:
             play = multistart.from_arrays(_part(state, "start."))
             return {
@@ -163,7 +181,7 @@ class FitStage(Loop):
         if fit.name == "warm-up" and fit.warm is not None:
             told["gradient"] = float(np.linalg.norm(fit.warm.gradient))
         elif fit.lm is not None and fit.lm.at is not None:
-            told |= {"step": fit.lm.length, "gradient": _cosine(fit.lm.at)}
+            told |= {"step": fit.lm.length, "gradient": cosine(fit.lm.at)}
             told |= {"radius": fit.lm.radius, "decrement": fit.lm.decrement}
         return told | ({"points/s": self._speed} if self._speed else {})
 
@@ -194,10 +212,23 @@ class FitStage(Loop):
         play = multistart.step(play, self._advance, config)
         if not multistart.done(play, config):
             return _tournament_arrays(play)
+        return self._begin(problem, objective, multistart.winner(play), play.passes)
+
+    def _begin(self, problem: Problem, objective: Objective, x: Vector, passes: int) -> Arrays:
+        """Return the state from which a start is to be improved, or the fit to go on."""
         if problem.first is not None:
-            return {"first.x": multistart.winner(play)}
-        fit = hybrid.start(multistart.winner(play), problem.lower, problem.upper)
-        return self._arrays(replace(fit, passes=play.passes))
+            return _first_arrays(problem.first.begin(objective, x), passes)
+        return self._arrays(replace(hybrid.start(x, problem.lower, problem.upper), passes=passes))
+
+    def _find(self, state: Arrays, problem: Problem, objective: Objective) -> Arrays:
+        """Make a pass of the fit before the fit; at its end the fit starts from what it found."""
+        first, passes = problem.first, int(state["before.passes"]) + 1
+        assert first is not None  # noqa: S101 - for the type checker
+        after = first.step(objective, _part(state, "first."))
+        x = first.found(after)
+        if x is None:
+            return _first_arrays(after, passes)
+        return self._arrays(replace(hybrid.start(x, problem.lower, problem.upper), passes=passes))
 
     def _fit(self, state: Arrays) -> FitState:
         if self._known is not None and self._known[0] is state:
@@ -249,6 +280,10 @@ def _last(problem: Problem, objective: Objective, fit: FitState) -> dict[str, ND
     return {"last.covariance": result.covariance, **{f"extra.{k}": v for k, v in extra.items()}}
 
 
+def _first_arrays(state: Arrays, passes: int) -> Arrays:
+    return {**{f"first.{k}": v for k, v in state.items()}, "before.passes": np.asarray(passes)}
+
+
 def _tournament_arrays(play: Tournament) -> Arrays:
     return {f"start.{k}": v for k, v in multistart.to_arrays(play).items()}
 
@@ -283,7 +318,7 @@ def _left(state: Arrays) -> int:
     return min(_FURTHEST, max(1, math.ceil(math.log(_NEAR / now) / math.log(now / before)))) if now > _NEAR else 1
 
 
-def _cosine(q: Quadratic) -> float:
+def cosine(q: Quadratic) -> float:
     """Return the largest cosine between the residuals and a column of the Jacobian (MINPACK's gnorm)."""
     scale = column_scale(q) * math.sqrt(2 * q.cost)
     return float(np.max(np.abs(q.gradient) / np.where(scale > 0, scale, 1.0), initial=0.0))

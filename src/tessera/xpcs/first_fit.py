@@ -1,25 +1,25 @@
-"""The first fit: from the start values to near the minimum, on the stand-in of the data and in coordinates that suit.
+"""The first fit: from the start values to near the minimum, on the stand-in of the data and in straight coordinates.
 
-D0 t^alpha + D_offset is nearly the same curve for many triples of parameters; in these the valley of least cost is long
-and bent, and Gauss-Newton steps are short. The same curve as m (1 + s ((t/t_m)^alpha - 1)/alpha), with value m and
-logarithmic slope s at one time t_m of the data (Box & Cox, J. R. Stat. Soc. B 26, 211, 1964), has a straighter one in
-s, alpha and ln m, and alpha near zero is no special place. Bounds hold throughout: what leaves them is put back.
+A state machine, one pass a step: a descent from each start in turn until one ends as low as the noise lets it; should
+the starts that are given all end higher, from those constant rates that cost least.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tessera.lsq import levenberg
-from tessera.lsq.levenberg import LMOptions
-from tessera.lsq.quadratic import Quadratic, Vector
+from tessera.lsq.levenberg import LMOptions, LMState
+from tessera.lsq.quadratic import Vector
 from tessera.xpcs.objective import XpcsObjective
-from tessera.xpcs.physics import RATE_FLOOR, Floats, diffusion_factor, power_law, safe_times, shear_factor
+from tessera.xpcs.physics import Floats, diffusion_factor, shear_factor
+from tessera.xpcs.straight import Straight
 
 _TOLERANCE: Final = 1e-2
 """Standard errors from the minimum at which the first fit ends; the steps after it converge quadratically."""
@@ -27,26 +27,8 @@ _TOLERANCE: Final = 1e-2
 _PASSES: Final = 40
 """Of one start at most."""
 
-_LEAST_ALPHA: Final = 1e-2
-"""Exponents are kept this far from zero, where prefactor and offset are the same curve."""
-
-_LEAST_VALUE: Final = 1e-3
-"""Share of prefactor and offset that the rate at t_m has at least, in the coordinates of the first fit."""
-
 _RADIUS: Final = 0.3
 """Length of the first step over that of the start: far from the minimum longer steps lead astray."""
-
-_ANGLE: Final = 10.0
-"""deg: what one is to the other coordinates."""
-
-_TURNED: Final = 0.1
-"""Least exponent of a curve whose prefactor was given another sign."""
-
-_CUT_OFF: Final = 0.1
-"""Share of the times at which a rate may be cut off; with more the cost has kinks that descents get stuck at."""
-
-_MIDDLE: Final = 0.1
-"""Where t_m lies between the first and the last time."""
 
 _POOR: Final = 1.02
 """Cost over what noise alone would leave, above which other starts are tried."""
@@ -63,70 +45,137 @@ _BEST: Final = 4
 
 @dataclass(frozen=True)
 class FirstFit:
-    """Where the first fit ended, and the passes over the stand-in (or, where there is none, the data) it took."""
+    """How far the first fit is; plain values and arrays, so it can be saved at any pass.
 
+    Attributes
+    ----------
+    lm
+        The descent in straight coordinates; ended where the fit has.
+    within
+        Whether it keeps the bounds of prefactors and offsets. At first prefactors may have either sign: between
+        positive ones with a rising and with a falling curve there is only the flat one, a needle's eye. A curve that
+        ends with a negative prefactor is a falling one with a negative exponent.
+    waiting
+        Starts whose turn is to come, shape (k, p).
+    looks, costs
+        Constant rates, shape (m, p), and what they cost, shape (m,), NaN until a pass told; empty before they are
+        needed.
+    x0
+        The first start, shape (p,).
+    x, cost
+        The best end so far, or the first start.
+    passes, starts
+        Passes made, over the stand-in or, where there is none, the data; descents begun.
+    done
+        Whether `x` is final.
+    """
+
+    lm: LMState
+    within: bool
+    waiting: Floats
+    looks: Floats
+    costs: Floats
+    x0: Vector
     x: Vector
-    passes: int
-    starts: int
+    cost: float = np.inf
+    passes: int = 0
+    starts: int = 1
+    done: bool = False
+
+    @property
+    def looking(self) -> bool:
+        """Whether the next pass looks at a constant rate."""
+        return bool(np.isnan(self.costs).any())
 
 
-def first_fit(objective: XpcsObjective, x0: Vector, lower: Vector, upper: Vector) -> FirstFit:
-    """Return parameters near the minimum. Collective over the ranks of the objective.
+@dataclass(frozen=True)
+class FirstFits:
+    """The steps of a first fit of one problem.
 
     Parameters
     ----------
-    objective
-        The fit.
-    x0, lower, upper
-        Start and bounds, in the order of ``objective.names``, shape (p,).
+    lower, upper
+        Bounds, in the order of ``objective.names``, shape (p,).
     """
-    small = objective.small
-    best, cost, passes, starts = x0, np.inf, 0, 0
-    for start, looks in _starts(small, x0, lower, upper):
-        x, reached, made = _descend(small, start, lower, upper)
-        passes, starts = passes + looks + made, starts + 1
-        if reached < cost:
-            best, cost = x, reached
-        if cost <= _POOR * small.noise_cost():
-            break
-    return FirstFit(best, passes, starts)
+
+    lower: Vector
+    upper: Vector
+
+    def begin(self, objective: XpcsObjective, starts: Sequence[Vector]) -> FirstFit:
+        """Return the state before the first pass; the starts are tried in turn."""
+        p = len(objective.names)
+        return FirstFit(
+            lm=self._descent(objective, starts[0], within=False),
+            within=False,
+            waiting=np.array(starts[1:]).reshape(-1, p),
+            looks=np.zeros((0, p)),
+            costs=np.zeros(0),
+            x0=np.array(starts[0]),
+            x=np.clip(starts[0], self.lower, self.upper),
+        )
+
+    def step(self, state: FirstFit, objective: XpcsObjective) -> FirstFit:
+        """Make one pass. Collective over the ranks of the objective."""
+        small = objective.small
+        state = replace(state, passes=state.passes + 1)
+        if state.looking:
+            costs = state.costs.copy()
+            k = int(np.argmax(np.isnan(costs)))
+            costs[k] = small.evaluate(state.looks[k]).cost
+            costs[k] = costs[k] if np.isfinite(costs[k]) else np.inf
+            state = replace(state, costs=costs)
+            if state.looking:
+                return state
+            best = np.argsort(costs, kind="stable")[:_BEST]
+            return self._next(replace(state, waiting=state.looks[best]), small)
+        options = LMOptions(tolerance=_TOLERANCE, max_passes=_PASSES, radius=_RADIUS, linear=objective.linear)
+        lm = levenberg.step(state.lm, self._straight(small, within=state.within).evaluate, options)
+        state = replace(state, lm=lm)
+        return self._landed(state, small) if levenberg.done(lm) else state
+
+    def _landed(self, state: FirstFit, small: XpcsObjective) -> FirstFit:
+        """Judge the end of a descent."""
+        at = state.lm.at
+        if at is not None and at.finite():
+            straight = self._straight(small, within=state.within)
+            found = straight.back(at.x)
+            if not ((found >= self.lower) & (found <= self.upper)).all():
+                return replace(state, within=True, lm=self._descent(small, straight.turned(at.x), within=True))
+            if at.cost < state.cost:
+                state = replace(state, x=found, cost=at.cost)
+        if np.isfinite(state.cost) and state.cost <= _POOR * small.noise_cost():
+            return replace(state, done=True)
+        return self._next(state, small)
+
+    def _next(self, state: FirstFit, small: XpcsObjective) -> FirstFit:
+        """Go on to the next start, or look for more."""
+        if len(state.waiting):
+            lm = self._descent(small, state.waiting[0], within=False)
+            return replace(state, lm=lm, within=False, waiting=state.waiting[1:], starts=state.starts + 1)
+        if state.costs.size:
+            return replace(state, done=True)
+        looks = _constant_rates(small, state.x0, self.lower, self.upper)
+        return replace(state, looks=looks, costs=np.full(len(looks), np.nan))
+
+    def _straight(self, small: XpcsObjective, *, within: bool) -> Straight:
+        far = np.full(self.lower.size, np.inf)
+        low, high = (self.lower, self.upper) if within else (-far, far)
+        return Straight(small, low, high, self.lower, self.upper)
+
+    def _descent(self, objective: XpcsObjective, x: Vector, *, within: bool) -> LMState:
+        far = np.full(self.lower.size, np.inf)
+        return levenberg.start(self._straight(objective.small, within=within).there(x), -far, far)
 
 
-def _descend(objective: XpcsObjective, x: Vector, lower: Vector, upper: Vector) -> tuple[Vector, float, int]:
-    """Return the end of a descent within the bounds, its cost, and the passes made.
-
-    At first prefactors may have either sign: between positive ones with a rising and with a falling curve there is only
-    the flat one, a needle's eye. A curve that ends with a negative prefactor is a falling one with a negative exponent.
-    """
-    far = np.full(x.size, np.inf)
-    best, cost, passes = np.clip(x, lower, upper), np.inf, 0
-    options = LMOptions(tolerance=_TOLERANCE, max_passes=_PASSES, radius=_RADIUS, linear=objective.linear)
-    for low, high in ((-far, far), (lower, upper)):
-        straight = _Straight(objective, low, high, lower, upper)
-        state = levenberg.start(straight.there(x), -far, far)
-        while not levenberg.done(state):
-            state = levenberg.step(state, straight.evaluate, options)
-        passes += state.passes
-        if state.at is None or not state.at.finite():
-            break
-        found = straight.back(state.at.x)
-        if ((found >= lower) & (found <= upper)).all():
-            best, cost = found, state.at.cost
-            break
-        x = straight.turned(state.at.x)
-    return best, cost, passes
-
-
-def _starts(objective: XpcsObjective, x0: Vector, lower: Vector, upper: Vector) -> Iterator[tuple[Vector, int]]:
-    """Yield the start that is given and, should that be poor, constant rates of least cost; with the passes it took."""
-    yield x0, 0
+def _constant_rates(objective: XpcsObjective, x0: Vector, lower: Vector, upper: Vector) -> Floats:
+    """Return parameters of constant diffusion coefficients and shear rates, shape (m, p)."""
     grid, names = objective.grid, [p.name for p in objective.parameters]
     total = grid.dt * (grid.times.size - 1)
     scans = [(("D0", "alpha", "D_offset"), np.array(_DECAYS) / (2 * diffusion_factor(grid.q, total)))]
     if grid.gap is not None and objective.model == "laminar_flow":
         turns = np.array([turn for turn in _TURNS if turn < grid.times.size])
         scans.append((("gamma_dot_t0", "beta", "gamma_dot_t_offset"), turns / shear_factor(grid.q, grid.gap, total)))
-    looked = []
+    out = []
     for rates in itertools.product(*(values for _, values in scans)):
         x = x0.copy()
         for (law, _), rate in zip(scans, rates, strict=True):
@@ -136,113 +185,22 @@ def _starts(objective: XpcsObjective, x0: Vector, lower: Vector, upper: Vector) 
             if law[0] in names and law[2] in names:
                 x[names.index(law[0])] = max(0.5 * rate, lower[names.index(law[0])])
                 x[names.index(law[2])] = rate - x[names.index(law[0])]
-        x = np.clip(x, lower, upper)
-        looked.append((objective.evaluate(x).cost, x))
-    looked.sort(key=lambda pair: pair[0])
-    for k, (_, x) in enumerate(looked[:_BEST]):
-        yield x, 0 if k else len(looked)
+        out.append(np.clip(x, lower, upper))
+    return np.array(out)
 
 
-class _Straight:
-    """An objective in the coordinates of the first fit."""
-
-    def __init__(self, objective: XpcsObjective, lower: Vector, upper: Vector, least: Vector, most: Vector) -> None:
-        self._objective = objective
-        self._times = safe_times(objective.grid.times)
-        self._middle = float(_MIDDLE * self._times[-1])
-        names = [p.name for p in objective.parameters]
-        laws = (("D0", "alpha", "D_offset"), ("gamma_dot_t0", "beta", "gamma_dot_t_offset"))
-        self._laws = [[names.index(name) for name in law] for law in laws if all(name in names for name in law)]
-        # Exponents and angle keep their bounds in any case.
-        kept = [law[1] for law in self._laws] + [k for k, name in enumerate(names) if name == "phi0"]
-        self._lower, self._upper = lower.copy(), upper.copy()
-        self._lower[kept], self._upper[kept] = least[kept], most[kept]
-        self._unit = np.array([_ANGLE if name == "phi0" else 1.0 for name in objective.names])
-        self._damped = np.arange(len(objective.names)) < len(names)
-
-    def there(self, x: Vector) -> Vector:
-        """Return the coordinates of some parameters."""
-        return self._mapped(x, self._curve)
-
-    def back(self, y: Vector) -> Vector:
-        """Return the parameters of some coordinates; of a curve out of bounds the value at t_m is kept."""
-        x = np.clip(self._mapped(y, self._law), self._lower, self._upper)
-        for law in self._laws:
-            value = np.exp(np.clip(y[law[2]], -80.0, 80.0))
-            offset = value - x[law[0]] * self._middle ** x[law[1]]
-            x[law[2]] = np.clip(offset, self._lower[law[2]], self._upper[law[2]])
-        return x
-
-    def turned(self, y: Vector) -> Vector:
-        """Return the parameters of nearly the same curves with positive prefactors."""
-        y = y.copy()
-        for law in self._laws:
-            slope, exponent = y[law[:2]]
-            y[law[1]] = np.copysign(max(abs(exponent), _TURNED), slope)
-        return self._mapped(y, self._law)
-
-    def evaluate(self, y: Vector) -> Quadratic:
-        """Pass over the data; where a rate is cut off the cost is no longer smooth, and counts as infinite."""
-        x = self.back(y)
-        if self._cut_off(x):
-            return Quadratic(x=y, cost=np.inf, gradient=np.zeros(y.size), hessian=np.zeros((y.size, y.size)), count=0)
-        q = self._objective.evaluate(x)
-        turn = np.eye(y.size)
-        for law in self._laws:
-            turn[np.ix_(law, law)] = self._turn(q.x[law])
-        # What is left to gain bounds how far to go: about one in each coordinate, until nothing is left.
-        damping = np.where(self._damped, max(q.cost - self._objective.noise_cost(), 0.0) / self._unit**2, 0.0)
-        return Quadratic(
-            x=self.there(q.x),
-            cost=q.cost,
-            gradient=turn.T @ q.gradient,
-            hessian=turn.T @ q.hessian @ turn + np.diag(damping),
-            count=q.count,
-            rejected=q.rejected,
-            power=q.power,
-            spread=q.spread,
-        )
-
-    def _cut_off(self, x: Vector) -> bool:
-        physical = self._objective.physical(x)
-        laws = physical[: len(physical) // 3 * 3].reshape(-1, 3)
-        return any((power_law(self._times, *law) <= RATE_FLOOR).mean() > _CUT_OFF for law in laws)
-
-    def _mapped(self, x: Vector, function: Callable[[Floats], Floats]) -> Vector:
-        out = x.copy()
-        for law in self._laws:
-            out[law] = function(x[law])
-        return out
-
-    def _curve(self, law: Floats) -> Floats:
-        """Return slope, exponent and log value at the middle of prefactor, exponent and offset."""
-        prefactor, exponent, offset = law
-        at_middle = prefactor * self._middle**exponent
-        value = max(at_middle + offset, _LEAST_VALUE * (abs(at_middle) + abs(offset)), RATE_FLOOR)
-        return np.array([exponent * at_middle / value, exponent, np.log(value)])
-
-    def _law(self, curve: Floats) -> Floats:
-        slope, exponent, value = curve
-        exponent = _away_from_zero(exponent)
-        value = np.exp(np.clip(value, -80.0, 80.0))
-        # Exponents beyond any bound are put back by `back`; here they must only not overflow.
-        middle = self._middle ** np.clip(exponent, -20.0, 20.0)
-        return np.array([slope * value / (exponent * middle), exponent, value * (1 - slope / exponent)])
-
-    def _turn(self, law: Floats) -> Floats:
-        """Return the derivatives of `_law` where it yields these parameters."""
-        prefactor, exponent, offset = law
-        exponent = _away_from_zero(exponent)
-        middle = self._middle**exponent
-        value = prefactor * middle + offset
-        return np.array(
-            [
-                [value / (exponent * middle), -prefactor * (1 / exponent + np.log(self._middle)), prefactor],
-                [0.0, 1.0, 0.0],
-                [-value / exponent, prefactor * middle / exponent, offset],
-            ]
-        )
+_PLAIN: Final = ("within", "waiting", "looks", "costs", "x0", "x", "cost", "passes", "starts", "done")
 
 
-def _away_from_zero(exponent: float) -> float:
-    return float(np.copysign(max(abs(exponent), _LEAST_ALPHA), exponent))
+def to_arrays(state: FirstFit) -> dict[str, NDArray[Any]]:
+    """Return the state as named arrays; `from_arrays` gives it back bit by bit."""
+    plain = {name: np.asarray(getattr(state, name)) for name in _PLAIN}
+    return plain | {f"lm.{name}": value for name, value in levenberg.to_arrays(state.lm).items()}
+
+
+def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> FirstFit:
+    """Return the state that `to_arrays` was given."""
+    lm = {name.removeprefix("lm."): value for name, value in arrays.items() if name.startswith("lm.")}
+    plain: dict[str, Any] = {name: np.array(arrays[name]) for name in _PLAIN}
+    single = {name: value.item() for name, value in plain.items() if value.ndim == 0}
+    return FirstFit(lm=levenberg.from_arrays(lm), **plain | single)

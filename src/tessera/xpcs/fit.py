@@ -15,7 +15,7 @@ from tessera.lsq.quadratic import Vector
 from tessera.lsq.result import Result
 from tessera.xpcs.dataset import C2Rows
 from tessera.xpcs.errors import ParameterError
-from tessera.xpcs.first_fit import first_fit
+from tessera.xpcs.first_fit import FirstFits
 from tessera.xpcs.objective import XpcsObjective
 
 if TYPE_CHECKING:
@@ -101,7 +101,10 @@ def fit(
     lower, upper = limits(objective, bounds)
     x0 = start_vector(objective, p0, lower, upper)
     plan = hybrid.Plan(config, objective.linear)
-    first = first_fit(objective, x0, lower, upper)
+    descents = FirstFits(lower, upper)
+    first = descents.begin(objective, [x0])
+    while not first.done:
+        first = descents.step(first, objective)
     state = hybrid.start(first.x, lower, upper)
     while not hybrid.done(state):
         state = hybrid.step(state, objective, plan)

@@ -15,10 +15,9 @@ from tessera.lsq.hybrid import Plan
 from tessera.lsq.objective import Objective, Sum
 from tessera.lsq.quadratic import Vector
 from tessera.lsq.result import Result
-from tessera.lsq.stage import Problem
-from tessera.xpcs import outputs
+from tessera.lsq.stage import Problem, cosine
+from tessera.xpcs import first_fit, outputs
 from tessera.xpcs.dataset import Dataset
-from tessera.xpcs.first_fit import first_fit
 from tessera.xpcs.fit import limits, start_vector
 from tessera.xpcs.fit_file import write_fit
 from tessera.xpcs.fitted import AngleFit, Fitted, compare, joined, parted
@@ -114,13 +113,6 @@ def problem_of(options: XpcsOptions, loaded: Loaded, ctx: Context) -> Problem:
     def build(add: Sum) -> XpcsObjective:
         return objective_of(options, loaded.dataset, loaded.sigma, add, threads=ctx.threads, ranks=ctx.size)
 
-    def first(objective: Objective, x: Vector) -> Vector:
-        assert isinstance(objective, XpcsObjective)  # noqa: S101 - `build` made it
-        # The winner of a tournament may lie where no data can lead further; the configured start is tried as well.
-        starts = [x] if np.array_equal(x, x0) else [x, x0]
-        ends = [first_fit(objective, start, lower, upper).x for start in starts]
-        return min(ends, key=lambda end: objective.small.evaluate(end, order=0).cost)
-
     def last(objective: Objective, x: Vector) -> Mapping[str, NDArray[Any]]:
         assert isinstance(objective, XpcsObjective)  # noqa: S101 - `build` made it
         physical = objective.physical(x)
@@ -132,7 +124,43 @@ def problem_of(options: XpcsOptions, loaded: Loaded, ctx: Context) -> Problem:
     x0, lower, upper = vectors(options, objective)
     plan = Plan(options.optimization.config(), objective.linear)
     absolute = options.optimization.sigma != "auto"
-    return Problem(build, x0, lower, upper, plan, absolute_sigma=absolute, first=first, last=last)
+    return Problem(build, x0, lower, upper, plan, absolute_sigma=absolute, first=_First(x0, lower, upper), last=last)
+
+
+class _First:
+    """The first fit, as steps of the stage."""
+
+    def __init__(self, x0: Vector, lower: Vector, upper: Vector) -> None:
+        self._x0, self._fits = x0, first_fit.FirstFits(lower, upper)
+
+    def begin(self, objective: Objective, x: Vector) -> dict[str, NDArray[Any]]:
+        """Return the state before the first pass.
+
+        The winner of a tournament may lie where no data can lead further; the configured start is tried as well.
+        """
+        assert isinstance(objective, XpcsObjective)  # noqa: S101 - `build` made it
+        starts = [x] if np.array_equal(x, self._x0) else [x, self._x0]
+        return first_fit.to_arrays(self._fits.begin(objective, starts))
+
+    def step(self, objective: Objective, state: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Make one pass."""
+        assert isinstance(objective, XpcsObjective)  # noqa: S101 - `build` made it
+        return first_fit.to_arrays(self._fits.step(first_fit.from_arrays(state), objective))
+
+    def found(self, state: Mapping[str, NDArray[Any]]) -> Vector | None:
+        """Return where the first fit ended."""
+        return np.array(state["x"]) if state["done"] else None
+
+    def figures(self, state: Mapping[str, NDArray[Any]]) -> dict[str, float | str]:
+        """Return which start is tried, cost, length of the step, gradient and radius."""
+        first = first_fit.from_arrays(state)
+        told: dict[str, float | str] = {"start": first.starts}
+        if first.looking:
+            return {"phase": "first fit: constant rates", "cost": first.cost}
+        if first.lm.at is not None:
+            told |= {"cost": first.lm.at.cost, "step": first.lm.length, "gradient": cosine(first.lm.at)}
+            told |= {"radius": first.lm.radius, "decrement": first.lm.decrement}
+        return told
 
 
 def _compared(fitted: Fitted, ctx: Context) -> dict[str, NDArray[Any]]:

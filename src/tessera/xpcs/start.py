@@ -77,7 +77,9 @@ def noise_variances(c2: C2Rows) -> Floats:
                 second[~known] = 0.0
             squares[angle] += np.bincount(bins, second, _LAG_BINS + 1)[:_LAG_BINS]
     out = np.full(c2.n_phi, np.inf)
-    for angle in np.flatnonzero(counts.any(1)):
+    for angle in range(c2.n_phi):
+        if not counts[angle].any():
+            continue
         seen, number = squares[angle], counts[angle]
         long = slice(_LAG_BINS // 2, None) if number[_LAG_BINS // 2 :].any() else slice(None)
         limit = _NOISIEST * seen[long].sum() / number[long].sum()
