@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -13,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lsq_problems import ANGLES, GAP, PROBLEMS, SECONDS, Q, frames, make
+from lsq_problems import ANGLES, GAP, PROBLEMS, SECONDS, Q, frames, make, peak_mb
 
 SIZES = (1_000, 5_000, 10_000, 50_000)
 STARTS = 30
 _CHUNKS = 4
+_REPEATS = 5
 
 
 def jacobian(folder: Path, _digits: Sequence[int]) -> None:
@@ -138,13 +138,14 @@ def warmup(_folder: Path, _digits: Sequence[int]) -> None:
 
 def stream(folder: Path, digits: Sequence[int]) -> None:
     """Print time and peak memory of whole processes that fit laminar flow from an HDF5 file."""
-    print("\nLaminar flow streamed from APS-U HDF5 (float64, no compression), whole processes\n")
+    print(f"\nLaminar flow from APS-U HDF5 (float64, uncompressed), whole processes, the fastest of {_REPEATS}\n")
     print("| points | threads | kept in memory | wall s | CPU s | fit, CPU ns per point | full passes | peak MB |")
     print("|---:|---:|---|---:|---:|---:|---:|---:|")
     for digit in digits:
         path = _hdf5(folder, digit)
         for threads, kept in ((1, True), (2, True), (1, False)):
-            report = _child([sys.executable, __file__, "fit", str(path), str(digit), str(threads), "kept" * kept])
+            command = [sys.executable, __file__, "fit", str(path), str(digit), str(threads), "kept" * kept]
+            report = min((_child(command) for _ in range(_REPEATS)), key=lambda told: float(told["wall"]))
             points = len(ANGLES) * frames("flow", digit) ** 2
             per_point = report["fit_cpu"] / points * 1e9
             print(
@@ -156,7 +157,7 @@ def stream(folder: Path, digits: Sequence[int]) -> None:
 
 def ranks(folder: Path, digits: Sequence[int]) -> None:
     """Print one rank beside two, one thread each, on the same file, and whether the bits agree."""
-    print("\nLaminar flow from HDF5 on MPI ranks, one thread each\n")
+    print(f"\nLaminar flow from HDF5 on MPI ranks, one thread each, the fastest of {_REPEATS}\n")
     print("| points | ranks | fit s, wall | CPU s, all ranks | times one rank | same bits |")
     print("|---:|---:|---:|---:|---:|---|")
     for digit in digits:
@@ -175,7 +176,7 @@ def ranks(folder: Path, digits: Sequence[int]) -> None:
                 "1",
                 "kept",
             ]
-            report = _child(command)
+            report = min((_child(command) for _ in range(_REPEATS)), key=lambda told: float(told["fit_wall"]))
             alone = alone or report
             print(
                 f"| {len(ANGLES) * frames('flow', digit) ** 2:.2e} | {count} | {report['fit_wall']:.2f} "
@@ -235,7 +236,7 @@ def fit_file(path: Path, digit: int, threads: int, *, kept: bool) -> None:
         in_memory=kept, p0=dict(zip(problem.names[:-2], problem.start.tolist(), strict=False)),
     )  # fmt: skip
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    memory = peak_mb()
     if comm is not None:
         cpu, memory = sum(comm.allgather(cpu)), max(comm.allgather(memory))
     if comm is None or comm.rank == 0:

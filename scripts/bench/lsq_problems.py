@@ -169,3 +169,11 @@ def cost(folder: Path, case: str, digits: int, p: Floats) -> float:
 
 def _path(folder: Path, case: str, digits: int, kind: str) -> Path:
     return folder / f"{case}_{digits}_{kind}.npy"
+
+
+def peak_mb() -> float:
+    """Return the most memory this process had resident so far, MB; unlike ru_maxrss, nothing of its parent's."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    return float("nan")

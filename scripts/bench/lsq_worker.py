@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lsq_problems import GAP, PROBLEMS, SECONDS, Q, angles, frames, load, times
+from lsq_problems import GAP, PROBLEMS, SECONDS, Q, angles, frames, load, peak_mb, times
 
 Found = tuple[Any, Any]
 """Parameters, and a count of passes or iterations as the tool gives it."""
@@ -225,7 +225,8 @@ def main() -> None:
         start = time.perf_counter()
         run()
         again = time.perf_counter() - start
-    print(json.dumps({"x": [float(v) for v in x], "passes": int(passes), "fit": first, "again": again}))
+    found = {"x": [float(v) for v in x], "passes": int(passes), "fit": first, "again": again, "peak_mb": peak_mb()}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

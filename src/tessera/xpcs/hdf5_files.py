@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -242,10 +243,14 @@ class HalfMatrixRows:
 
 def _mirror(block: Matrix) -> None:
     """Fill what lies below the diagonal of a block of rows from what lies above."""
-    size = block.shape[0]
-    square = block[:, :size]
-    below = np.tril_indices(size, -1)
+    square = block[:, : block.shape[0]]
+    below = _below(block.shape[0])
     square[below] = square.T[below]
+
+
+@cache
+def _below(size: int) -> tuple[NDArray[np.intp], ...]:
+    return np.tril_indices(size, -1)
 
 
 def _stored_half(data: h5py.Dataset, source: str) -> Half:

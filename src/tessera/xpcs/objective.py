@@ -140,7 +140,7 @@ class XpcsObjective:
         return small
 
     def noise_cost(self) -> float:
-        """Return the cost that noise alone leaves, judged by how neighbouring values differ; after a pass."""
+        """Return the cost that noise alone leaves, judged by differences of neighbours; after a pass. Collective."""
         if self._fixed is None:
             msg = "the cost of noise is known only after a pass"
             raise RuntimeError(msg)
@@ -148,7 +148,7 @@ class XpcsObjective:
 
     @cached_property
     def _variances(self) -> Floats:
-        return noise_variances(self._c2)
+        return noise_variances(self._c2, self._sum())
 
     def physical(self, x: Vector) -> Floats:
         """Return all physical parameters, also those that are fixed; shape (3,) or (7,)."""
@@ -193,11 +193,6 @@ class XpcsObjective:
         return Shape(self.scaling, np.array(self.free), self._precision, turning)
 
     def _sums(self, x: Vector) -> dict[str, Floats]:
-        add = self._add
-        if add is None:
-            from tessera.lsq.reduce import serial
-
-            add = serial()
         at = _Pass(self, self.physical(x))
 
         def contributions(mine: range) -> Iterator[Mapping[str, NDArray[Any]]]:
@@ -209,9 +204,16 @@ class XpcsObjective:
             with ThreadPoolExecutor(self._threads) as pool:
                 yield from pool.map(at.chunk, mine)
 
-        sums = add(n_chunks(self._c2.n_t), contributions)
+        sums = self._sum()(n_chunks(self._c2.n_t), contributions)
         self._fixed = sums["fixed"]
         return {**combined(sums["sums"]), "fixed": sums["fixed"]}
+
+    def _sum(self) -> Sum:
+        if self._add is None:
+            from tessera.lsq.reduce import serial
+
+            self._add = serial()
+        return self._add
 
     def strip(self, k: int) -> Strip:
         """Return the data of a strip, read or, of the stand-in, compressed when they are first needed."""

@@ -6,6 +6,7 @@ from typing import Final
 
 import numpy as np
 
+from tessera.lsq.objective import Sum
 from tessera.xpcs.dataset import C2Rows
 from tessera.xpcs.physics import CONTRAST, OFFSET, Floats
 
@@ -50,38 +51,46 @@ def _estimate(near: Floats, far: Floats) -> Floats:
     return np.array([np.clip(contrast, CONTRAST.lower, CONTRAST.upper), np.clip(offset, OFFSET.lower, OFFSET.upper)])
 
 
-def noise_variances(c2: C2Rows) -> Floats:
-    """Return the noise variance of each angle, averaged over all pairs of times, shape (n_phi,).
+def noise_variances(c2: C2Rows, add: Sum) -> Floats:
+    """Return the noise variance of each angle, averaged over all pairs of times, shape (n_phi,). Collective.
 
     It is judged by second differences along rows, which a smooth decay hardly touches. Noise grows with C₂ itself where
     it comes from counting, so short lags matter; a decay within a few frames would look like noise there, hence
     nowhere more than `_NOISIEST` times what is seen at the longest lags is believed.
+
+    Parameters
+    ----------
+    c2
+        The correlations.
+    add
+        How the contributions of blocks of rows are added up over the ranks.
     """
     n = c2.n_t
     # Neighbouring rows share cache lines in the half that is read transposed.
     blocks = sorted({int(first) for first in np.linspace(0, max(n - 4 - _NOISE_ROWS, 0), _NOISE_BLOCKS)})
-    squares, counts = np.zeros((c2.n_phi, _LAG_BINS)), np.zeros((c2.n_phi, _LAG_BINS))
-    for first in blocks:
-        end = min(first + _NOISE_ROWS, n)
-        lags = np.arange(n - first - 2) - np.arange(1, end - first + 1)[:, None]
-        bins = np.where(lags >= 0, lags * _LAG_BINS // n, _LAG_BINS).ravel()
-        of_bins = np.bincount(bins, minlength=_LAG_BINS + 1)
-        for angle in range(c2.n_phi):
-            values = c2.rows(angle, first, end).astype(np.float64, copy=False)
-            second = (values[:, 2:] - 2.0 * values[:, 1:-1] + values[:, :-2]).ravel() ** 2 / 6
-            known = np.isfinite(second)
-            if known.all():
-                counts[angle] += of_bins[:_LAG_BINS]
-            else:
-                counts[angle] += np.bincount(bins[known], minlength=_LAG_BINS + 1)[:_LAG_BINS]
-                second[~known] = 0.0
-            squares[angle] += np.bincount(bins, second, _LAG_BINS + 1)[:_LAG_BINS]
+    sums = add(len(blocks), lambda mine: (_differences(c2, blocks[k]) for k in mine))
     out = np.full(c2.n_phi, np.inf)
     for angle in range(c2.n_phi):
-        if not counts[angle].any():
+        seen, number = sums["squares"][angle], sums["counts"][angle]
+        if not number.any():
             continue
-        seen, number = squares[angle], counts[angle]
         long = slice(_LAG_BINS // 2, None) if number[_LAG_BINS // 2 :].any() else slice(None)
         limit = _NOISIEST * seen[long].sum() / number[long].sum()
         out[angle] = np.minimum(seen, limit * number).sum() / number.sum()
     return out
+
+
+def _differences(c2: C2Rows, first: int) -> dict[str, Floats]:
+    """Return Σ (second difference)²/6 and the number of differences by lag in a block of rows, (n_phi, bins) each."""
+    n, end = c2.n_t, min(first + _NOISE_ROWS, c2.n_t)
+    lags = np.arange(n - first - 2) - np.arange(1, end - first + 1)[:, None]
+    bins = np.where(lags >= 0, lags * _LAG_BINS // n, _LAG_BINS).ravel()
+    squares, counts = np.empty((c2.n_phi, _LAG_BINS)), np.empty((c2.n_phi, _LAG_BINS))
+    for angle in range(c2.n_phi):
+        values = c2.rows(angle, first, end).astype(np.float64, copy=False)
+        second = (values[:, 2:] - 2.0 * values[:, 1:-1] + values[:, :-2]).ravel() ** 2 / 6
+        known = np.isfinite(second)
+        second[~known] = 0.0
+        counts[angle] = np.bincount(bins, known, _LAG_BINS + 1)[:_LAG_BINS]
+        squares[angle] = np.bincount(bins, second, _LAG_BINS + 1)[:_LAG_BINS]
+    return {"squares": squares, "counts": counts}

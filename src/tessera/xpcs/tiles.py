@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -129,6 +129,7 @@ def places_of(strip: int, n_t: int) -> tuple[Place, Place]:
     return Place(first, end - first, first, end - first), Place(first, end - first, end, n_t - end)
 
 
+@cache
 def upper(rows: int, columns: int) -> NDArray[np.bool_]:
     """Return where a square lies above the diagonal."""
     return np.asarray(np.arange(columns) > np.arange(rows)[:, None])
