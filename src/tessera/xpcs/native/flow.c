@@ -21,7 +21,8 @@ enum weighting { NONE, SHARES, WEIGHTS };
 
 /* Sum over the columns of a row, and add g^2, gh and h^2 to sums over the rows. */
 INLINE void contract(double *sinc, double *slope, const struct flow_pass *pass, enum weighting how, const double *y,
-                     const double *weight, ptrdiff_t left, ptrdiff_t width, double share_i, double *columns,
+                     const double *next_y, const double *weight, ptrdiff_t left, ptrdiff_t width, double share_i,
+                     double *columns,
                      struct moments *out)
 {
     const ptrdiff_t pitch = pass->pitch;
@@ -52,6 +53,7 @@ INLINE void contract(double *sinc, double *slope, const struct flow_pass *pass, 
     vec m0 = {0}, m1 = {0}, m2 = {0}, m3 = {0}, m4 = {0}, m5 = {0}, m6 = {0}, m7 = {0};
     for (ptrdiff_t j = 0; j < width; j += LANES) {
         const vec g = load(sinc + j), h = load(slope + j);
+        __builtin_prefetch(next_y + j);
         const vec w = how == NONE ? h : h * load(weight + j);
         const vec hy = h * load(y + j), hh = w * h, gh = w * g;
         const vec v1 = load(v + j), v2 = load(v + pitch + j), v3 = load(v + 2 * pitch + j), v4 = load(v + 3 * pitch + j);
@@ -176,8 +178,8 @@ INLINE void sweep(const struct flow_pass *pass, const struct block *block, enum 
                                                                : (r + 1) * block->stride + from;
                 const double *weight = how == SHARES ? pass->share + left : how == WEIGHTS ? block->weight + at : NULL;
                 struct moments sums;
-                values(&row, pass, angle, i, left, width, block->y + next, sinc, slope);
-                contract(sinc, slope, pass, how, block->y + at, weight, left, width, share,
+                values(&row, pass, angle, i, left, width, sinc, slope);
+                contract(sinc, slope, pass, how, block->y + at, block->y + next, weight, left, width, share,
                          columns + 3 * APART * angle, &sums);
                 add_row(&sums, u, v, share, out + SUMS * angle);
             }

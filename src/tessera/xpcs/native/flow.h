@@ -70,9 +70,9 @@ INLINE void prepare(struct row *row, const struct flow_pass *pass, ptrdiff_t i, 
         row->close++;
 }
 
-/* Make T = K^(1/4) sinc(c delta) and K^(1/4) (cos - sinc)/delta of one angle; of what `soon` points to the next will. */
+/* Make T = K^(1/4) sinc(c delta) and K^(1/4) (cos - sinc)/delta of one angle. */
 INLINE void values(const struct row *row, const struct flow_pass *pass, ptrdiff_t angle, ptrdiff_t i, ptrdiff_t left,
-                   ptrdiff_t width, const double *soon, double *sinc_out, double *slope_out)
+                   ptrdiff_t width, double *sinc_out, double *slope_out)
 {
     const double *sine = pass->sine + angle * pass->pitch, *cosine = pass->cosine + angle * pass->pitch;
     const double across = pass->across[angle];
@@ -82,7 +82,6 @@ INLINE void values(const struct row *row, const struct flow_pass *pass, ptrdiff_
     for (ptrdiff_t j = row->start / LANES * LANES; j < width; j += LANES) {
         const vec s = load(sine + left + j), c = load(cosine + left + j);
         const vec inverse = load(row->inverse + j), fade = load(row->fade + j);
-        __builtin_prefetch(soon + j);
         vec sinc = (s * cos_over + c * sin_over) * inverse;
         const vec apart = c * cos_i + s * sin_i - sinc;
         sinc += apart * load(row->root + j);

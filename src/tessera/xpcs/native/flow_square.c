@@ -45,7 +45,7 @@ INLINE void fill(struct square *square, const struct flow_pass *pass, const stru
 {
     for (ptrdiff_t r = 0; r < block->rows; r++) {
         double *sinc = square->g[r], *slope = square->h[r];
-        values(square->rows + r, pass, angle, block->first + r, block->first, block->rows, block->y, sinc, slope);
+        values(square->rows + r, pass, angle, block->first + r, block->first, block->rows, sinc, slope);
         for (ptrdiff_t j = from(r); j < block->rows; j += LANES) {
             const vec root = load(sinc + j), twice = root * root;
             store(sinc + j, twice * twice);
