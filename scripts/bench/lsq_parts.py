@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lsq_problems import ANGLES, GAP, PROBLEMS, SECONDS, Q, frames, make, peak_mb
+from lsq_problems import ANGLES, GAP, PROBLEMS, SECONDS, Q, frames, load, make, peak_mb
 
 SIZES = (1_000, 5_000, 10_000, 50_000)
 STARTS = 30
@@ -44,8 +44,10 @@ def _one_chunk(folder: Path, case: str, size: int) -> tuple[float, float]:
     from tessera.lsq.reduce import serial
     from tessera.lsq.sources import as_source
 
-    f, x, y = _user_model(case, 5, folder)
-    x, y = x[:size], y[:size]  # the peer's chunk; ours is one of several, as in a streaming fit
+    f = _user_model(case, 5)
+    x, y = (
+        array[:size] for array in load(folder, case, 5, "x", "y")
+    )  # the peer's chunk; ours is one of several, as in a streaming fit
     start = PROBLEMS[case].start
     columns = f if case == "exp" else (lambda xt, *p: f(xt.T, *p))
     source = as_source((np.tile(x.T, _CHUNKS), np.tile(y, _CHUNKS)), chunk_size=size)
@@ -81,7 +83,8 @@ def iteration(folder: Path, digits: Sequence[int]) -> None:
     for case in ("exp", "static", "flow"):
         for digit in digits:
             make(folder, case, digit)
-            f, x, y = _user_model(case, digit, folder)
+            f = _user_model(case, digit)
+            x, y = load(folder, case, digit, "x", "y")
             problem = PROBLEMS[case]
             model = f if case == "exp" else (lambda xt, *p, f=f: f(xt.T, *p))
             with recorded() as tree:

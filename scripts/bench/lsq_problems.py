@@ -145,9 +145,11 @@ def make(folder: Path, case: str, digits: int) -> None:
     np.save(_path(folder, case, digits, "y"), c2[:, off].ravel())
 
 
-def load(folder: Path, case: str, digits: int, *kinds: str) -> list[NDArray[Any]]:
-    """Read arrays written by `make`."""
-    return [np.load(_path(folder, case, digits, kind)) for kind in kinds]
+def load(
+    folder: Path, case: str, digits: int, *kinds: str, mmap_mode: Literal["r"] | None = None
+) -> list[NDArray[Any]]:
+    """Read arrays written by `make`, or map them."""
+    return [np.load(_path(folder, case, digits, kind), mmap_mode=mmap_mode) for kind in kinds]
 
 
 def cost(folder: Path, case: str, digits: int, p: Floats) -> float:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from lsq_problems import GAP, PROBLEMS, SECONDS, Q, angles, frames, load, peak_mb, times
@@ -48,11 +48,14 @@ def tessera_xpcs(case: str, digits: int, folder: Path) -> Callable[[], Found]:
     return run
 
 
-def tessera_curve_fit(case: str, digits: int, folder: Path) -> Callable[[], Found]:
+def tessera_curve_fit(
+    case: str, digits: int, folder: Path, mmap_mode: Literal["r"] | None = None
+) -> Callable[[], Found]:
     """Return Tessera's fit of a user's model, without a Jacobian of its own."""
     from tessera.lsq import curve_fit
 
-    f, x, y = _user_model(case, digits, folder)
+    f = _user_model(case, digits)
+    x, y = load(folder, case, digits, "x", "y", mmap_mode=mmap_mode)
     problem = PROBLEMS[case]
     model = f if case == "exp" else (lambda xt, *p: f(xt.T, *p))
 
@@ -63,6 +66,11 @@ def tessera_curve_fit(case: str, digits: int, folder: Path) -> Callable[[], Foun
         return popt, result.evaluations
 
     return run
+
+
+def tessera_mapped(case: str, digits: int, folder: Path) -> Callable[[], Found]:
+    """Return the same with data that stay in their files: nothing of their size is in memory."""
+    return tessera_curve_fit(case, digits, folder, "r")
 
 
 def scipy_lm(case: str, digits: int, folder: Path) -> Callable[[], Found]:
@@ -85,7 +93,8 @@ def scipy_trf(case: str, digits: int, folder: Path) -> Callable[[], Found]:
     import jax
     from scipy.optimize import least_squares
 
-    f, x, y = _user_model(case, digits, folder)
+    f = _user_model(case, digits)
+    x, y = load(folder, case, digits, "x", "y")
     problem = PROBLEMS[case]
     residual = jax.jit(lambda p: f(x, *p) - y)
     jacobian = jax.jit(jax.jacfwd(lambda p: f(x, *p)))
@@ -108,7 +117,8 @@ def optimistix_lm(case: str, digits: int, folder: Path) -> Callable[[], Found]:
     import jax.numpy as jnp
     import optimistix
 
-    f, x, y = _user_model(case, digits, folder)
+    f = _user_model(case, digits)
+    x, y = load(folder, case, digits, "x", "y")
     scale = jnp.asarray(PROBLEMS[case].scale)
     start = jnp.asarray(PROBLEMS[case].start) / scale
     solver = optimistix.LevenbergMarquardt(rtol=1e-8, atol=1e-8)
@@ -126,7 +136,8 @@ def nlsq(case: str, digits: int, folder: Path) -> Callable[[], Found]:
     """Return NLSQ's curve_fit, its best path on these problems."""
     from nlsq import curve_fit
 
-    f, x, y = _user_model(case, digits, folder)
+    f = _user_model(case, digits)
+    x, y = load(folder, case, digits, "x", "y")
     problem = PROBLEMS[case]
     model = f if case == "exp" else (lambda xt, *p: f(xt.T, *p))
 
@@ -141,6 +152,7 @@ def nlsq(case: str, digits: int, folder: Path) -> Callable[[], Found]:
 TOOLS: dict[str, Callable[[str, int, Path], Callable[[], Found]]] = {
     "tessera": tessera_xpcs,
     "tessera-user": tessera_curve_fit,
+    "tessera-mapped": tessera_mapped,
     "scipy-lm": scipy_lm,
     "scipy-trf": scipy_trf,
     "optimistix": optimistix_lm,
@@ -173,16 +185,15 @@ def _numpy_model(case: str, digits: int) -> Callable[..., Any]:
     return g2
 
 
-def _user_model(case: str, digits: int, folder: Path) -> tuple[Callable[..., Any], Any, Any]:
-    """Return a user's JAX model ``f(x, *params)`` of points, and the data; x is (N,) or (N, 3)."""
+def _user_model(case: str, digits: int) -> Callable[..., Any]:
+    """Return a user's JAX model ``f(x, *params)`` of points; x is (N,) or (N, 3)."""
     import jax
     import jax.numpy as jnp
     from lsq_problems import ANGLES, FLOOR, SMOOTHING
 
     jax.config.update("jax_enable_x64", True)
-    x, y = load(folder, case, digits, "x", "y")
     if case == "exp":
-        return (lambda x, a, b, c: a * jnp.exp(-b * x) + c), x, y
+        return lambda x, a, b, c: a * jnp.exp(-b * x) + c
     t = times(frames(case, digits))
     dt = float(t[1] - t[0])
     safe = jnp.asarray(np.where(t > dt * 0.5, t, dt * 0.5))
@@ -207,7 +218,7 @@ def _user_model(case: str, digits: int, folder: Path) -> tuple[Callable[..., Any
         path = 0.5 / np.pi * Q * GAP * dt * jnp.sqrt((s[i] - s[j]) ** 2 + SMOOTHING)
         return p[8] + p[7] * jnp.maximum(g1 * sinc(path * cosines) ** 2, FLOOR) ** 2
 
-    return g2, x, y
+    return g2
 
 
 def main() -> None:

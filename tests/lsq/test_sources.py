@@ -113,6 +113,28 @@ def test_memory_maps_are_not_kept_in_memory(tmp_path):
     assert ArraySource(private, private).read(0).y[5] == -1
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_map_with_a_row_per_point_is_read_through_its_file(tmp_path, order):
+    """x of shape (m, k), as numpy saves tables, transposed to (k, m); and scipy's form with maps."""
+    from tessera.lsq.fit_curve import curve_fit
+
+    rows = np.require(X.T, requirements=order)
+    np.save(tmp_path / "x.npy", rows)
+    np.save(tmp_path / "y.npy", Y)
+    x, y = (np.load(tmp_path / name, mmap_mode="r") for name in ("x.npy", "y.npy"))
+    source = ArraySource(x.T, y, chunk_size=100)
+    assert not source.in_memory
+    np.testing.assert_array_equal(whole(source)[0], X)
+
+    def plane(x, a, b, c):
+        return a + b * x[0] + c * x[1]
+
+    mapped, _ = curve_fit(plane, x.T, y, (0.0, 0.0, 0.0))
+    given, _ = curve_fit(plane, X, Y, (0.0, 0.0, 0.0))
+    np.testing.assert_allclose(mapped, given, rtol=1e-12)
+    np.testing.assert_array_equal(ArraySource(x.T[:, 5:9], y[5:9]).read(0).x, X[:, 5:9])
+
+
 def test_prefetched_in_order_and_ahead(source):
     threads = set()
     read = source.read

@@ -82,7 +82,7 @@ def curve_fit(
     RuntimeError
         If the fit fails; the message says why.
     """
-    y = np.atleast_1d(np.asarray(ydata, np.float64))
+    y = np.atleast_1d(_floats(ydata))
     if y.size == 0:
         msg = "`ydata` must not be empty!"
         raise DataError(msg)
@@ -114,13 +114,19 @@ def curve_fit(
 def _laid_out(f: Callable[..., Any], xdata: Any, m: int) -> tuple[Callable[..., Any], NDArray[np.float64]]:
     """Return function and x with points along the last axis."""
     try:
-        x = np.asarray(xdata, np.float64)
+        x = _floats(xdata)
     except (TypeError, ValueError) as error:
         msg = f"xdata is no array of numbers ({error}); give shape (m,) or (k, m)"
         raise DataError(msg) from error
     if x.ndim == 2 and x.shape[-1] != m and x.shape[0] == m:
         return (lambda x, *p: f(x.T, *p)), x.T
     return f, x
+
+
+def _floats(data: Any) -> NDArray[np.float64]:
+    """Return data as float64; memory maps stay what they are, so that they are read chunk by chunk."""
+    mapped = isinstance(data, np.memmap) and data.dtype == np.float64
+    return np.asanyarray(data) if mapped else np.asarray(data, np.float64)
 
 
 def _names(f: Callable[..., Any], p0: ArrayLike | None, bounds: BoundsLike) -> tuple[str, ...] | None:

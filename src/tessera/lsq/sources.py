@@ -312,11 +312,16 @@ class _FileRows:
     def __init__(self, array: np.memmap[Any, Any]) -> None:
         self._path, self._offset = array.filename, int(array.offset)
         self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
+        self._side_by_side = array.ndim == 2 and not array.flags.c_contiguous  # all of one point, then of the next
 
     def __getitem__(self, where: Any) -> NDArray[Any]:
         if self.ndim == 1:
             return self._read(where, 0)
-        return np.stack([self._read(where[1], row * self.shape[1]) for row in range(self.shape[0])])
+        points = where[1]
+        if self._side_by_side:
+            k = self.shape[0]
+            return self._read(slice(k * points.start, k * points.stop), 0).reshape(-1, k).T
+        return np.stack([self._read(points, row * self.shape[1]) for row in range(self.shape[0])])
 
     def _read(self, where: slice, before: int) -> NDArray[Any]:
         first, count = before + where.start, where.stop - where.start
@@ -325,12 +330,17 @@ class _FileRows:
 
 
 def _sliceable(array: Any) -> Any:
-    if isinstance(array, np.memmap):
-        base: Any = array.base
-        whole = isinstance(base, mmap.mmap) and array.flags.c_contiguous and array.ndim in (1, 2)
-        if whole and array.mode != "c" and array.filename is not None:
-            return _FileRows(array)
+    if isinstance(array, np.memmap) and _whole(array) and array.mode != "c" and array.filename is not None:
+        return _FileRows(array)
     return array if hasattr(array, "shape") and hasattr(array, "dtype") else np.asarray(array)
+
+
+def _whole(array: np.memmap[Any, Any]) -> bool:
+    """Say whether a map shows all of its file's array from its beginning, as it is or transposed."""
+    base: Any = array.base
+    if isinstance(base, np.memmap) and base.shape == array.shape[::-1] and base.ctypes.data == array.ctypes.data:
+        array, base = base, base.base
+    return isinstance(base, mmap.mmap) and array.flags.c_contiguous and array.ndim in (1, 2)
 
 
 def _real(array: Any) -> NDArray[Any]:
