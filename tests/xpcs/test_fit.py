@@ -103,24 +103,6 @@ def test_float32_data_are_fitted_in_float64():
     np.testing.assert_array_equal(single.x, double.x)
 
 
-def test_chi2_of_each_angle_is_that_of_its_residuals():
-    phi = PHI[::3]
-    c2 = noisy(FLOW, 60, phi)
-    objective = XpcsObjective(
-        c2, phi, q=Q, gap=GAP, times=times_of(60), sigma=[0.01, 0.02, 0.02, 0.04], scaling="shared"
-    )
-    x = np.concatenate([FLOW, [0.0, 0.0]])
-    each = objective.per_angle(x)
-    assert each.chi2.sum() == pytest.approx(2 * objective.evaluate(x).cost)
-    for a, sigma in enumerate((0.01, 0.02, 0.02, 0.04)):
-        alone = XpcsObjective(
-            c2[a : a + 1] - each.offset[a] + 1, phi[a : a + 1], q=Q, gap=GAP, times=times_of(60), scaling="constant"
-        )
-        alone.scaling.fixed[:] = [each.contrast[a], 1.0]
-        assert alone.evaluate(FLOW).cost * 2 / sigma**2 == pytest.approx(each.chi2[a])
-    np.testing.assert_array_equal(each.count, 60 * 59 / 2)
-
-
 def test_importing_and_fitting_needs_neither_jax_nor_scipy():
     code = (
         "import sys, numpy as np; from tessera.xpcs.fit import fit\n"

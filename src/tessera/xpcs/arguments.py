@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tessera.xpcs.dataset import ArrayC2, C2Rows
 from tessera.xpcs.errors import ParameterError, XpcsInputError
+from tessera.xpcs.native import LOSSES
 from tessera.xpcs.physics import Floats, Parameter
 
 
@@ -76,6 +77,22 @@ def check_names(given: Collection[str], parameters: Sequence[Parameter]) -> None
         msg = (
             f"fixed names {', '.join(wrong)}; the physical parameters of the model are {', '.join(known)}. Contrast "
             "and offset are fixed by scaling='constant'"
+        )
+        raise ParameterError(msg)
+
+
+def check_loss(loss: str, loss_scale: float) -> None:
+    """Refuse a loss that there is not, or a scale that is none.
+
+    Raises
+    ------
+    ParameterError
+        Naming the losses.
+    """
+    if loss not in LOSSES or not (np.isfinite(loss_scale) and loss_scale > 0):
+        msg = (
+            f"no loss {loss!r} with scale {loss_scale!r}; losses are {', '.join(LOSSES)}, and the scale, in standard "
+            "errors, is positive"
         )
         raise ParameterError(msg)
 

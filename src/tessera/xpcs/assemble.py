@@ -38,16 +38,6 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class PerAngle:
-    """How well each angle is fitted: Σ (r/σ)², number of points, contrast, offset; each of shape (n_phi,)."""
-
-    chi2: Floats
-    count: Floats
-    contrast: Floats
-    offset: Floats
-
-
-@dataclass(frozen=True)
 class _Optimum:
     """Normal equations of contrast and offset - 1, their solution, and the cost there."""
 
@@ -64,7 +54,7 @@ def _optimum(sums: dict[str, Floats], shape: Shape) -> _Optimum:
     weight, y, yy, _, _, unlike = sums["fixed"].T
     twice = _halves(sums["fixed"])
     g, gg, gy = sums["plain"][:, 0], sums["gram"][:, 0, 0], sums["data"][:, 0]
-    scale = twice * shape.precision
+    scale = scale_of(sums["fixed"], shape.precision)
     normal = np.stack([np.stack([gg, g], 1), np.stack([g, weight], 1)], 1)
     right = np.stack([gy + g, y + weight], 1)
     coefficients = shape.scaling.optimum(normal * scale[:, None, None], right * scale[:, None])
@@ -88,10 +78,9 @@ def noise_cost(fixed: Floats, variances: Floats, precision: Floats) -> float:
     return 0.5 * float(twice * precision @ (fixed[:, 0] * variances + unlike))
 
 
-def per_angle(sums: dict[str, Floats], shape: Shape) -> PerAngle:
-    """Return the fit of each angle."""
-    best = _optimum(sums, shape)
-    return PerAngle(best.chi2, best.twice * sums["fixed"][:, 3], best.contrast, best.offset + 1.0)
+def scale_of(fixed: Floats, precision: Floats) -> Floats:
+    """Return 1/σ² of the mean of both halves of C₂, of each angle, shape (n_phi,)."""
+    return _halves(fixed) * precision
 
 
 def assemble(sums: dict[str, Floats], x: Vector, shape: Shape) -> Quadratic:
@@ -108,12 +97,9 @@ def assemble(sums: dict[str, Floats], x: Vector, shape: Shape) -> Quadratic:
     """
     best = _optimum(sums, shape)
     weight, y, yy, count, rejected, _ = sums["fixed"].T
-    into = _columns(best, shape, sums["plain"].shape[1])
+    into = _columns(best.contrast, shape, sums["plain"].shape[1])
     ones = np.concatenate([weight[:, None], sums["plain"]], 1)
-    gram = np.empty((*ones.shape, ones.shape[1]))
-    gram[:, 0] = gram[:, :, 0] = ones
-    gram[:, 1:, 1:] = sums["gram"]
-    gram *= best.scale[:, None, None]
+    gram = _with_ones(weight, sums) * best.scale[:, None, None]
     data = best.scale[:, None] * np.concatenate([y[:, None], sums["data"]], 1)
     slope = best.offset[:, None] * gram[:, 0] + best.contrast[:, None] * gram[:, 1] - data
     out = x.copy()
@@ -133,12 +119,60 @@ def assemble(sums: dict[str, Floats], x: Vector, shape: Shape) -> Quadratic:
     )
 
 
-def _columns(best: _Optimum, shape: Shape, functions: int) -> Floats:
+def assemble_at(sums: dict[str, Floats], x: Vector, shape: Shape, loss_scale: float) -> Quadratic:
+    """Return the local model of a robust loss at ``x``, contrast and offset included.
+
+    Parameters
+    ----------
+    sums
+        Of a robust pass at ``x``: as for `assemble`, with residuals in the place of the data, and ``extra``.
+    x
+        Parameters, shape (p,).
+    shape
+        What they mean.
+    loss_scale
+        C of cost = ½ C² Σ rho((r/C)²).
+    """
+    contrast, offset = shape.scaling.at(x[len(shape.free) :]).T
+    scale = scale_of(sums["fixed"], shape.precision)
+    into = _columns(contrast, shape, sums["plain"].shape[1])
+    weight, residual, loss = sums["extra"].T
+    slope = scale[:, None] * np.concatenate([residual[:, None], sums["data"]], 1)
+    o = offset - 1.0
+    power = o**2 * weight + 2 * o * contrast * sums["plain"][:, 0] + contrast**2 * sums["gram"][:, 0, 0]
+    return Quadratic(
+        x=np.array(x),
+        cost=0.5 * loss_scale**2 * float(loss.sum()),
+        gradient=(into @ slope[:, :, None]).sum(0)[:, 0],
+        hessian=(into @ (_with_ones(weight, sums) * scale[:, None, None]) @ into.transpose(0, 2, 1)).sum(0),
+        count=int(sums["fixed"][:, 3].sum()),
+        rejected=int(sums["fixed"][:, 4].sum()),
+        power=float(scale @ power),
+    )
+
+
+def scores_at(sums: dict[str, Floats], x: Vector, shape: Shape) -> Floats:
+    """Return the middle of the sandwich covariance, (p, p), from the sums of a pass weighted for it at ``x``."""
+    contrast, _ = shape.scaling.at(x[len(shape.free) :]).T
+    into = _columns(contrast, shape, sums["plain"].shape[1])
+    return np.asarray((into @ _with_ones(sums["extra"][:, 0], sums) @ into.transpose(0, 2, 1)).sum(0))
+
+
+def _with_ones(weight: Floats, sums: dict[str, Floats]) -> Floats:
+    """Return the Gram matrix of 1 and the kernel's functions, shape (n_phi, k+1, k+1), given Σw."""
+    ones = np.concatenate([weight[:, None], sums["plain"]], 1)
+    gram = np.empty((*ones.shape, ones.shape[1]))
+    gram[:, 0] = gram[:, :, 0] = ones
+    gram[:, 1:, 1:] = sums["gram"]
+    return gram
+
+
+def _columns(contrast: Floats, shape: Shape, functions: int) -> Floats:
     """Return the derivatives of the model as sums of 1 and the kernel's functions; shape (n_phi, p, k+1)."""
     n_phi, m = shape.scaling.basis.shape
     into = np.zeros((n_phi, len(shape.free) + 2 * m, functions + 1))
     for row, parameter in enumerate(shape.free):
-        into[:, row, 2 + parameter] = best.contrast
+        into[:, row, 2 + parameter] = contrast
         if shape.turning is not None and parameter == functions - 2:
             into[:, row, 2 + parameter] *= shape.turning
     first = len(shape.free)

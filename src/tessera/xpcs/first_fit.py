@@ -128,7 +128,7 @@ class FirstFits:
                 return state
             best = np.argsort(costs, kind="stable")[:_BEST]
             return self._next(replace(state, waiting=state.looks[best]), small)
-        options = LMOptions(tolerance=_TOLERANCE, max_passes=_PASSES, radius=_RADIUS, linear=objective.linear)
+        options = LMOptions(tolerance=_TOLERANCE, max_passes=_PASSES, radius=_RADIUS, linear=small.linear)
         lm = levenberg.step(state.lm, self._straight(small, within=state.within).evaluate, options)
         state = replace(state, lm=lm)
         return self._landed(state, small) if levenberg.done(lm) else state

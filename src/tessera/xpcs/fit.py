@@ -13,10 +13,11 @@ from tessera.lsq import hybrid
 from tessera.lsq.options import HybridStreamingConfig
 from tessera.lsq.quadratic import Vector
 from tessera.lsq.result import Result
-from tessera.xpcs.dataset import C2Rows
-from tessera.xpcs.errors import ParameterError
+from tessera.xpcs.dataset import ArrayC2, C2Rows
+from tessera.xpcs.errors import ParameterError, XpcsInputError
 from tessera.xpcs.first_fit import FirstFits
 from tessera.xpcs.objective import XpcsObjective
+from tessera.xpcs.start import typical_noise
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -43,6 +44,9 @@ def fit(
     comm: MPI.Intracomm | None = None,
     threads: int = 1,
     in_memory: bool = True,
+    loss: str = "linear",
+    loss_scale: float = 1.0,
+    sandwich: bool = False,
 ) -> Result:
     """Fit an XPCS model to two-time correlations.
 
@@ -78,6 +82,13 @@ def fit(
         Threads per process.
     in_memory
         Whether each rank keeps its share of C₂ (4 bytes per point of the full squares) or reads it at every pass.
+    loss, loss_scale
+        ``linear`` (squares), ``soft_l1``, ``huber``, ``cauchy`` or ``arctan``, and the residual, in standard errors,
+        from which on it counts less; without ``sigma`` the standard error is measured from differences of neighbours.
+        Near the minimum the fit begins by least squares.
+    sandwich
+        Whether the errors of the parameters come from the sandwich covariance, which holds also where the noise is not
+        of one size; not affected by ``sigma``.
 
     Returns
     -------
@@ -94,9 +105,12 @@ def fit(
         from tessera.lsq.reduce import over
 
         add = over(comm)
+    absolute = sigma is not None
+    if loss != "linear" and sigma is None:
+        sigma = _measured(c2)
     objective = XpcsObjective(
         c2, phi, q=q, dt=dt, times=times, gap=gap, model=model, scaling=scaling, sigma=sigma, fixed=fixed, add=add,
-        threads=threads, hold=in_memory,
+        threads=threads, hold=in_memory, loss=loss, loss_scale=loss_scale,
     )  # fmt: skip
     lower, upper = limits(objective, bounds)
     x0 = start_vector(objective, p0, lower, upper)
@@ -108,9 +122,17 @@ def fit(
     state = hybrid.start(first.x, lower, upper)
     while not hybrid.done(state):
         state = hybrid.step(state, objective, plan)
-    result = hybrid.finish(state, objective, plan, absolute_sigma=sigma is not None)
+    result = hybrid.finish(state, objective, plan, absolute_sigma=absolute, sandwich=sandwich)
     telemetry = {**result.telemetry, "first_fit": {"passes": first.passes, "starts": first.starts}}
     return dataclasses.replace(result, telemetry=telemetry)
+
+
+def _measured(c2: NDArray[Any] | C2Rows) -> float:
+    noise = typical_noise(ArrayC2(c2) if isinstance(c2, np.ndarray) else c2)
+    if not (np.isfinite(noise) and noise > 0):
+        msg = "no noise can be measured (few frames, or none in them), which a robust loss is judged by; give sigma"
+        raise XpcsInputError(msg)
+    return noise
 
 
 def limits(
@@ -130,7 +152,7 @@ def limits(
         _refuse_unknown(bounds, names, "bounds")
         for name, (low, high) in bounds.items():
             k = names.index(name)
-            if k in objective.linear:
+            if k >= len(objective.parameters):
                 msg = f"bounds of {name} are {lower[k]} … {upper[k]}: contrast and offset are eliminated, not searched"
                 raise ParameterError(msg)
             lower[k], upper[k] = low, high
@@ -159,7 +181,7 @@ def start_vector(
     """
     n = len(objective.parameters)
     names = objective.names
-    x = np.array([p.start for p in objective.parameters] + [0.0] * len(objective.linear))
+    x = np.array([p.start for p in objective.parameters] + [0.0] * (len(names) - n))
     if isinstance(p0, Mapping):
         _refuse_unknown(p0, names, "p0")
         for name, value in p0.items():

@@ -42,9 +42,17 @@ class FlowPass:
         The integrals over the time grid, or at nodes that stand for it.
     share
         How many times a node stands for, shape (number of nodes,); None on the grid itself.
+    weights
+        What `native.robust` returns, for weights that depend on the residuals; not with shares.
     """
 
-    def __init__(self, diffusion: Diffusion, shear: Shear, share: Floats | None = None) -> None:
+    def __init__(
+        self,
+        diffusion: Diffusion,
+        shear: Shear,
+        share: Floats | None = None,
+        weights: native.Kept | None = None,
+    ) -> None:
         self._n_phi = shear.across.size
         slopes = np.concatenate([diffusion.slopes, 4 * shear.slopes])
         # Sums of differences lose fewer digits if the vectors are about zero.
@@ -58,35 +66,41 @@ class FlowPass:
             flat,
             None if share is None else native.padded(share),
             shear.smoothing,
+            weights,
         )
 
     def sums(self, blocks: list[Filled]) -> Floats:
-        """Return sums over some blocks that `combined` takes, shape (n_phi, 80)."""
-        out = np.zeros((self._n_phi, functions_to_sums(native.FLOW_FUNCTIONS)))
+        """Return sums over some blocks that `combined` takes, shape (n_phi, 83)."""
+        out = np.zeros((self._n_phi, n_sums(native.FLOW_FUNCTIONS)))
         for filled in blocks:
             native.flow_sums(self._at, filled.for_flow, out, diagonal=filled.place.diagonal)
         return out
 
 
-def functions_to_sums(functions: int) -> int:
-    """Return how many numbers hold the sums of some functions with data, alone, and with each other."""
-    return functions * (functions + 2)
+def n_sums(functions: int) -> int:
+    """Return how many numbers hold the sums of some functions with data, alone and with each other, and the rest."""
+    return functions * (functions + 2) + native.EXTRA_SUMS
 
 
-def combined(sums: Floats) -> dict[str, Floats]:
+def combined(sums: Floats, functions: int) -> dict[str, Floats]:
     """Return Gram matrix, sums and products with the data of the functions that a pass sums.
 
     Parameters
     ----------
     sums
-        Products with the data, sums, and the upper half of the Gram matrix; shape (n_phi, k (k + 2)).
+        Products with the data, sums, the upper half of the Gram matrix, and what a robust pass adds; shape
+        (n_phi, `n_sums`).
+    functions
+        Their number k: g, g (u_j - u_i) for three diffusion parameters and, with flow, h (v_j - v_i) for four of the
+        shear.
 
     Returns
     -------
     dict
-        ``gram`` (n_phi, k, k), ``plain`` (n_phi, k), ``data`` (n_phi, k): of the functions g, g (u_j - u_i) for three
-        diffusion parameters and, with flow, h (v_j - v_i) for four of the shear.
+        ``gram`` (n_phi, k, k), ``plain`` (n_phi, k), ``data`` (n_phi, k); and ``extra`` (n_phi, 3): of a robust pass
+        the sums of weights, of weighted residuals, and of the loss.
     """
-    k = int(np.sqrt(sums.shape[1] + 1)) - 1
-    half = np.triu(sums[:, 2 * k :].reshape(-1, k, k))
-    return {"gram": half + np.triu(half, 1).transpose(0, 2, 1), "plain": sums[:, k : 2 * k], "data": sums[:, :k]}
+    k = functions
+    half = np.triu(sums[:, 2 * k : (k + 2) * k].reshape(-1, k, k))
+    gram = half + np.triu(half, 1).transpose(0, 2, 1)
+    return {"gram": gram, "plain": sums[:, k : 2 * k], "data": sums[:, :k], "extra": sums[:, (k + 2) * k :]}

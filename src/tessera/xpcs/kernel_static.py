@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from tessera.xpcs import native
-from tessera.xpcs.kernel import functions_to_sums
+from tessera.xpcs.kernel import n_sums
 from tessera.xpcs.physics import Floats
 from tessera.xpcs.tiles import ROWS, Strip, n_strips
 from tessera.xpcs.transport import Diffusion
@@ -31,9 +31,11 @@ class StaticPass:
         The integral over the time grid.
     n_phi
         Number of angles.
+    weights
+        What `native.robust` returns, for weights that depend on the residuals.
     """
 
-    def __init__(self, diffusion: Diffusion, n_phi: int) -> None:
+    def __init__(self, diffusion: Diffusion, n_phi: int, weights: native.Kept | None = None) -> None:
         self._n_phi = n_phi
         decay = diffusion.decay
         # Sums of differences lose fewer digits if the vectors are about zero.
@@ -45,12 +47,12 @@ class StaticPass:
         for view, start in zip(faded, starts, strict=True):
             view[0, start : decay.size] = np.exp(decay[start] - decay[start:])
             np.multiply(view[0], slopes, out=view[1:])
-        self._at = native.static_pass(native.padded(decay), slopes, faded, seen, decay.size, n_phi)
+        self._at = native.static_pass((native.padded(decay), slopes, faded, seen), decay.size, n_phi, weights)
         self._after = native.static_after(self._at, self._views)
 
     def sums(self, strips: list[tuple[int, Strip]]) -> Floats:
-        """Return sums over some strips, given with their numbers, that `kernel.combined` takes; shape (n_phi, 24)."""
-        out = np.zeros((self._n_phi, functions_to_sums(native.STATIC_FUNCTIONS)))
+        """Return sums over some strips, given with their numbers, that `kernel.combined` takes; shape (n_phi, 27)."""
+        out = np.zeros((self._n_phi, n_sums(native.STATIC_FUNCTIONS)))
         for number, strip in strips:
             native.static_sums(self._at, strip.for_static, int(self._views[number]), self._after[number], out)
         return out

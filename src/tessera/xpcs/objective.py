@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
@@ -12,10 +13,9 @@ from numpy.typing import NDArray
 from tessera.lsq.objective import Order, Sum
 from tessera.lsq.quadratic import Quadratic, Vector
 from tessera.xpcs import coarse, native
-from tessera.xpcs.arguments import check_geometry, check_names, errors_of, time_grid
-from tessera.xpcs.assemble import PerAngle, Shape, assemble, noise_cost, per_angle
+from tessera.xpcs.arguments import check_geometry, check_loss, check_names, errors_of, time_grid
+from tessera.xpcs.assemble import Shape, assemble, assemble_at, noise_cost, scale_of, scores_at
 from tessera.xpcs.dataset import ArrayC2, C2Rows
-from tessera.xpcs.errors import XpcsInputError
 from tessera.xpcs.kernel import FlowPass, combined
 from tessera.xpcs.kernel_static import StaticPass
 from tessera.xpcs.physics import Floats, Parameter, parameters_of
@@ -27,10 +27,12 @@ from tessera.xpcs.transport import Grid, diffusion, shear
 
 
 class XpcsObjective:
-    """`tessera.lsq.objective.Objective` of two-time correlations, contrast and offset eliminated.
+    """`tessera.lsq.objective.Objective` of two-time correlations.
 
     Each pair of different times counts once. If C₂ is not symmetric, its halves are taken as two measurements: cost,
-    count and JᵀJ are those of the whole square. Values that are NaN or infinite are left out.
+    count and JᵀJ are those of the whole square. Values that are NaN or infinite are left out. By least squares contrast
+    and offset are eliminated; with a robust loss they are parameters like the others, and the mean of both halves is
+    one measurement.
 
     Parameters
     ----------
@@ -60,6 +62,8 @@ class XpcsObjective:
         Threads that share the chunks of this rank.
     hold
         Whether the upper triangle may be kept in memory; else it is read in every pass over all data.
+    loss, loss_scale
+        As in `tessera.lsq.losses`; the scale in standard errors.
 
     Raises
     ------
@@ -85,6 +89,8 @@ class XpcsObjective:
         add: Sum | None = None,
         threads: int = 1,
         hold: bool = True,
+        loss: str = "linear",
+        loss_scale: float = 1.0,
     ) -> None:
         self._c2: C2Rows = ArrayC2(c2) if isinstance(c2, np.ndarray) else c2
         angles = np.atleast_1d(np.asarray(phi, np.float64))
@@ -102,6 +108,8 @@ class XpcsObjective:
         self._precision, self._weights = errors_of(sigma, self._c2)
         self._add = add
         self._threads, self._hold = threads, hold
+        check_loss(loss, loss_scale)
+        self.loss, self._loss_scale = loss, loss_scale
         self._strips: dict[int, Strip] = {}
         self._room = Room()
         self.nodes: coarse.Nodes | None = None
@@ -115,7 +123,9 @@ class XpcsObjective:
 
     @property
     def linear(self) -> tuple[int, ...]:
-        """Indices of contrasts and offsets."""
+        """Indices of contrasts and offsets, where they are eliminated."""
+        if self.loss != "linear":
+            return ()
         return tuple(range(len(self.free), len(self.names)))
 
     @property
@@ -130,11 +140,18 @@ class XpcsObjective:
 
     @cached_property
     def small(self) -> XpcsObjective:
-        """The stand-in for the data to start a fit with, see `tessera.xpcs.coarse`; itself where that saves nothing."""
-        if self.model != "laminar_flow" or self.nodes is not None or not coarse.worth_while(self._c2.n_t):
+        """What a fit is started with, by least squares: a stand-in for the data (see `tessera.xpcs.coarse`), or all."""
+        if self.nodes is not None:
+            return self
+        coarsely = self.model == "laminar_flow" and coarse.worth_while(self._c2.n_t)
+        if not coarsely and self.loss == "linear":
             return self
         small = object.__new__(XpcsObjective)
         small.__dict__.update(self.__dict__)
+        small.loss = "linear"
+        if not coarsely:
+            small.__dict__["small"] = small
+            return small
         small.nodes = coarse.nodes_of(self._c2.n_t)
         small._strips, small._hold, small._whole = {}, True, self
         return small
@@ -162,38 +179,42 @@ class XpcsObjective:
         return contrast, offset
 
     def evaluate(self, x: Vector, *, order: Order = 2, single: bool = False, scores: bool = False) -> Quadratic:  # noqa: ARG002
-        """Pass over the data once; contrast and offset in ``x`` do not matter, those returned are optimal.
+        """Pass over the data once (for the sandwich covariance twice).
 
         Parameters
         ----------
         x
-            As `names`.
+            As `names`. By least squares contrast and offset do not matter, and those returned are optimal.
         order, single
             All is computed in float64 in any case.
         scores
-            Not available: the middle of the sandwich is no sum of the kernel's.
-
-        Raises
-        ------
-        XpcsInputError
-            If scores are asked for.
+            Whether to add the middle of the sandwich covariance.
         """
-        if scores:
-            msg = "an XPCS fit has no sandwich covariance; give sigma, or use the covariance scaled by reduced chi²"
-            raise XpcsInputError(msg)
-        return assemble(self._sums(x), x, self._shape(x))
-
-    def per_angle(self, x: Vector) -> PerAngle:
-        """Return chi² and number of points of each angle at ``x``; one pass."""
-        return per_angle(self._sums(x), self._shape(x))
+        if self.loss == "linear":
+            q = assemble(self._sums(x), x, self._shape(x))
+        else:
+            q = assemble_at(self._sums(x, self._weights_at(x)), x, self._shape(x), self._loss_scale)
+        if not scores:
+            return q
+        middle = scores_at(self._sums(q.x, self._weights_at(q.x, scores=True)), q.x, self._shape(q.x))
+        return dataclasses.replace(q, scores=middle)
 
     def _shape(self, x: Vector) -> Shape:
         flow = self.model == "laminar_flow"
         turning = shear(self.grid, self.physical(x)).turning if flow else None
         return Shape(self.scaling, np.array(self.free), self._precision, turning)
 
-    def _sums(self, x: Vector) -> dict[str, Floats]:
-        at = _Pass(self, self.physical(x))
+    def _weights_at(self, x: Vector, *, scores: bool = False) -> native.Kept:
+        """Return what weights that depend on the residuals are made with."""
+        if self._fixed is None:
+            self._sums(x)  # whether the halves of C₂ are two measurements is known once they were read
+        assert self._fixed is not None  # noqa: S101 - for the type checker
+        contrast, offset = self.scaling_at(x)
+        scaling = (scale_of(self._fixed, self._precision), contrast, offset - 1.0)
+        return native.robust(self.loss, self._loss_scale, scaling, scores=scores)
+
+    def _sums(self, x: Vector, weights: native.Kept | None = None) -> dict[str, Floats]:
+        at = _Pass(self, self.physical(x), weights)
 
         def contributions(mine: range) -> Iterator[Mapping[str, NDArray[Any]]]:
             if self._threads == 1 or len(mine) < 2:
@@ -206,7 +227,8 @@ class XpcsObjective:
 
         sums = self._sum()(n_chunks(self._c2.n_t), contributions)
         self._fixed = sums["fixed"]
-        return {**combined(sums["sums"]), "fixed": sums["fixed"]}
+        functions = native.FLOW_FUNCTIONS if self.model == "laminar_flow" else native.STATIC_FUNCTIONS
+        return {**combined(sums["sums"], functions), "fixed": sums["fixed"]}
 
     def _sum(self) -> Sum:
         if self._add is None:
@@ -231,17 +253,17 @@ class XpcsObjective:
 class _Pass:
     """The kernels at given parameters."""
 
-    def __init__(self, objective: XpcsObjective, physical: Floats) -> None:
+    def __init__(self, objective: XpcsObjective, physical: Floats, weights: native.Kept | None = None) -> None:
         self._objective = objective
         grid, nodes = objective.grid, objective.nodes
         decay = diffusion(grid, physical)
         self._nodes: FlowPass | None = None
         self._times: FlowPass | StaticPass
         if objective.model != "laminar_flow":
-            self._times = StaticPass(decay, grid.phi.size)
+            self._times = StaticPass(decay, grid.phi.size, weights)
             return
         phase = shear(grid, physical)
-        self._times = FlowPass(decay, phase)
+        self._times = FlowPass(decay, phase, weights=weights)
         if nodes is not None:
             self._nodes = FlowPass(*coarse.at_nodes(decay, phase, nodes), nodes.share)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tessera.xpcs.dataset import C2Rows, Dataset, Matrix
 from tessera.xpcs.errors import DataQualityError
+from tessera.xpcs.start import noise_behind
 
 _BLOCK: Final = 128
 _SAMPLED: Final = 24
@@ -80,7 +81,7 @@ def assess_angle(rows: C2Rows, angle: int) -> AngleQuality:
         mean=total / count if count else np.nan,
         early=_median(early),
         late=_median(late),
-        noise=_spread(differences),
+        noise=noise_behind(differences),
     )
 
 
@@ -102,14 +103,6 @@ def _median(parts: Sequence[Matrix]) -> float:
 def _finite(parts: Sequence[Matrix]) -> Matrix:
     values = np.concatenate(parts) if parts else np.empty(0)
     return np.asarray(values[np.isfinite(values)])
-
-
-def _spread(differences: Sequence[Matrix]) -> float:
-    """Return the noise behind second differences: their variance is 1 + 4 + 1 times that of a value."""
-    values = _finite(differences)
-    if values.size < 10:
-        return np.nan
-    return float(1.4826 * np.median(np.abs(values)) / np.sqrt(6.0))
 
 
 def judge(dataset: Dataset, angles: Sequence[AngleQuality], *, omit: bool = False) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tessera.lsq.objective import Sum
 from tessera.xpcs.dataset import C2Rows
@@ -20,6 +22,8 @@ _NOISE_BLOCKS: Final = 8
 _NOISE_ROWS: Final = 8
 _LAG_BINS: Final = 16
 _NOISIEST: Final = 2.0
+
+_FEWEST_DIFFERENCES: Final = 10
 
 
 def quantile_scaling(c2: C2Rows) -> Floats:
@@ -65,9 +69,7 @@ def noise_variances(c2: C2Rows, add: Sum) -> Floats:
     add
         How the contributions of blocks of rows are added up over the ranks.
     """
-    n = c2.n_t
-    # Neighbouring rows share cache lines in the half that is read transposed.
-    blocks = sorted({int(first) for first in np.linspace(0, max(n - 4 - _NOISE_ROWS, 0), _NOISE_BLOCKS)})
+    blocks = _blocks(c2.n_t)
     sums = add(len(blocks), lambda mine: (_differences(c2, blocks[k]) for k in mine))
     out = np.full(c2.n_phi, np.inf)
     for angle in range(c2.n_phi):
@@ -94,3 +96,30 @@ def _differences(c2: C2Rows, first: int) -> dict[str, Floats]:
         counts[angle] = np.bincount(bins, known, _LAG_BINS + 1)[:_LAG_BINS]
         squares[angle] = np.bincount(bins, second, _LAG_BINS + 1)[:_LAG_BINS]
     return {"squares": squares, "counts": counts}
+
+
+def typical_noise(c2: C2Rows) -> float:
+    """Return the noise of a value by `noise_behind` second differences along some rows; the median over angles."""
+    n = c2.n_t
+    found = []
+    for angle in range(c2.n_phi):
+        rows = [row for first in _blocks(n) for row in enumerate(c2.rows(angle, first, min(first + _NOISE_ROWS, n)))]
+        found.append(noise_behind([np.diff(values[k + 1 :].astype(np.float64), 2) for k, values in rows]))
+    return float(np.median(found))
+
+
+def noise_behind(differences: Sequence[NDArray[Any]]) -> float:
+    """Return the noise behind second differences by their median, which outliers do not move.
+
+    Their variance is 1 + 4 + 1 times that of a value. NaN if there are too few of them.
+    """
+    values = np.concatenate(differences) if differences else np.empty(0)
+    values = values[np.isfinite(values)]
+    if values.size < _FEWEST_DIFFERENCES:
+        return np.nan
+    return float(1.4826 * np.median(np.abs(values)) / np.sqrt(6.0))
+
+
+def _blocks(n_t: int) -> list[int]:
+    """Return the first rows of the blocks that tell the noise: neighbouring rows share lines of the cache."""
+    return sorted({int(first) for first in np.linspace(0, max(n_t - 4 - _NOISE_ROWS, 0), _NOISE_BLOCKS)})

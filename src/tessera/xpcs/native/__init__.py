@@ -25,16 +25,29 @@ so many more than the grid."""
 
 FLOW_FUNCTIONS: Final = 8
 STATIC_FUNCTIONS: Final = 4
+EXTRA_SUMS: Final = 3
+LOSSES: Final = ("linear", "soft_l1", "huber", "cauchy", "arctan")
+"""In the order of ``enum loss``."""
 
 _LIBRARY: Final = Path(__file__).with_name("kernels.so")
+_NO_MEMORY: Final = "no memory for the buffers of a pass"
 _AFTER: Final = 17  # doubles of the C struct `after`
 _NEEDED: Final = {"v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}, "v3": {"avx2", "fma", "bmi2"}}
+
+
+class _Robust(ctypes.Structure):
+    _fields_ = (
+        ("loss", ctypes.c_ssize_t),
+        ("scores", ctypes.c_ssize_t),
+        ("inverse", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("scale", "contrast", "offset")),
+    )
 
 
 class _FlowPass(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("decay", "phase", "slopes", "sine", "cosine")),
-        *((name, ctypes.c_void_p) for name in ("across", "share", "flat")),
+        *((name, ctypes.c_void_p) for name in ("across", "share", "flat", "robust")),
         ("n_phi", ctypes.c_ssize_t),
         ("pitch", ctypes.c_ssize_t),
         ("smoothing", ctypes.c_double),
@@ -51,7 +64,7 @@ class _Block(ctypes.Structure):
 
 class _StaticPass(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("decay", "slopes", "faded", "seen")),
+        *((name, ctypes.c_void_p) for name in ("decay", "slopes", "faded", "seen", "robust")),
         *((name, ctypes.c_ssize_t) for name in ("n_t", "pitch", "n_phi")),
     )
 
@@ -95,7 +108,7 @@ def functions(suffix: str) -> dict[str, Callable[..., Any]]:
         "flow_square": (ctypes.c_int, [pointer, pointer, pointer]),
         "flow_rectangle": (ctypes.c_int, [pointer, pointer, pointer]),
         "static_after": (None, [pointer, pointer, size, pointer]),
-        "static_sums": (None, [pointer, pointer, size, pointer, pointer]),
+        "static_sums": (ctypes.c_int, [pointer, pointer, size, pointer, pointer]),
         "read_mean": (None, [pointer, ctypes.c_int, *[size] * 8, pointer, pointer]),
         "sum_squares": (None, [pointer, size, size, pointer]),
         "to_nodes": (None, [pointer, *[size] * 3, pointer, size, pointer]),
@@ -128,7 +141,7 @@ def padded(vectors: Floats) -> Floats:
 class Kept:
     """A C struct and the arrays that it points to; ``at`` is its address."""
 
-    def __init__(self, struct: ctypes.Structure, *arrays: np.ndarray[Any, Any] | None) -> None:
+    def __init__(self, struct: ctypes.Structure, *arrays: np.ndarray[Any, Any] | Kept | None) -> None:
         self._struct, self._arrays = struct, arrays
         self.at = ctypes.addressof(struct)
 
@@ -142,17 +155,35 @@ def _address(array: np.ndarray[Any, Any] | None) -> int | None:
     return array.ctypes.data
 
 
+def robust(loss: str, loss_scale: float, scaling: tuple[Floats, Floats, Floats], *, scores: bool) -> Kept:
+    """Return what weights that depend on the residuals are made with, see ``robust.h``.
+
+    Parameters
+    ----------
+    loss, loss_scale
+        One of `LOSSES`, and the residual, in standard errors, from which on it is not quadratic.
+    scaling
+        1/σ², contrast and offset less one of each angle, shape (n_phi,) each.
+    scores
+        Whether to weigh for the middle of the sandwich covariance.
+    """
+    arrays = tuple(np.ascontiguousarray(a, np.float64) for a in scaling)
+    return Kept(_Robust(LOSSES.index(loss), scores, loss_scale**-2, *(_address(a) for a in arrays)), *arrays)
+
+
 def flow_pass(
     vectors: Sequence[Floats],
     across: Floats,
     flat: np.ndarray[Any, np.dtype[np.bool_]],
     share: Floats | None,
     smoothing: float,
+    weights: Kept | None = None,
 ) -> Kept:
-    """Return the parameters' part of `flow_sums`: decay, phase, slopes, sine and cosine, each padded by `PAD`."""
+    """Return the parameters' part of `flow_sums`: decay, phase, slopes, sine and cosine, each `padded`."""
     arrays = (*vectors, across, share, flat)
-    struct = _FlowPass(*(_address(a) for a in arrays), across.size, vectors[0].size, smoothing)
-    return Kept(struct, *arrays)
+    at = None if weights is None else weights.at
+    struct = _FlowPass(*(_address(a) for a in arrays), at, across.size, vectors[0].size, smoothing)
+    return Kept(struct, *arrays, weights)
 
 
 def block(place: tuple[int, int, int, int], y: Floats, weight: Floats | None) -> Kept:
@@ -161,20 +192,19 @@ def block(place: tuple[int, int, int, int], y: Floats, weight: Floats | None) ->
 
 
 def flow_sums(at: Kept, data: Kept, out: Floats, *, diagonal: bool, suffix: str | None = None) -> None:
-    """Add the sums over a block to ``out``, shape (n_phi, 80): as `tessera.xpcs.kernel.combined` takes them.
+    """Add the sums over a block to ``out``, shape (n_phi, 83): as `tessera.xpcs.kernel.combined` takes them.
 
     On the diagonal, only pairs above it are summed.
     """
     function = functions(suffix or level())["flow_square" if diagonal else "flow_rectangle"]
     if function(at.at, data.at, out.ctypes.data):
-        msg = "no memory for the buffers of a pass"
-        raise MemoryError(msg)
+        raise MemoryError(_NO_MEMORY)
 
 
-def static_pass(decay: Floats, slopes: Floats, faded: Floats, seen: Floats, n_t: int, n_phi: int) -> Kept:
-    """Return the parameters' part of `static_sums`; vectors are padded by `PAD`, ``faded`` is (views, 4, pitch)."""
-    arrays = (decay, slopes, faded, seen)
-    return Kept(_StaticPass(*(_address(a) for a in arrays), n_t, decay.size, n_phi), *arrays)
+def static_pass(arrays: tuple[Floats, Floats, Floats, Floats], n_t: int, n_phi: int, weights: Kept | None) -> Kept:
+    """Return the parameters' part of `static_sums`: decay and slopes, `padded`; faded, (views, 4, pitch); seen."""
+    at = None if weights is None else weights.at
+    return Kept(_StaticPass(*(_address(a) for a in arrays), at, n_t, arrays[0].size, n_phi), *arrays, weights)
 
 
 def strip(place: tuple[int, int, int], square: Floats, rest: Floats, weights: tuple[Floats, Floats] | None) -> Kept:
@@ -192,8 +222,9 @@ def static_after(at: Kept, views: np.ndarray[Any, np.dtype[np.intp]], suffix: st
 
 
 def static_sums(at: Kept, data: Kept, view: int, after: Floats, out: Floats, suffix: str | None = None) -> None:
-    """Add the sums over a strip to ``out``, shape (n_phi, 24): as `tessera.xpcs.kernel.combined` takes them."""
-    functions(suffix or level())["static_sums"](at.at, data.at, view, after.ctypes.data, out.ctypes.data)
+    """Add the sums over a strip to ``out``, shape (n_phi, 27): as `tessera.xpcs.kernel.combined` takes them."""
+    if functions(suffix or level())["static_sums"](at.at, data.at, view, after.ctypes.data, out.ctypes.data):
+        raise MemoryError(_NO_MEMORY)
 
 
 def read_mean(c2: np.ndarray[Any, Any], place: tuple[int, int, int, int], y: Floats) -> Floats:

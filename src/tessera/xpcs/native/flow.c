@@ -7,7 +7,7 @@
 enum {
     COLUMNS = 512,                       /* worked on at a time: vectors and buffers stay in the caches */
     APART = COLUMNS + 3 * PAD,           /* between buffers: equal places in them are not equal modulo 4096 bytes */
-    BUFFERS = 7
+    BUFFERS = 11
 };
 
 /* Sums over the columns of a row of g^2, gh, h^2 and, with and without data, g and h: plain, and times u and v. */
@@ -17,7 +17,7 @@ struct moments {
     double gy, gy_u[DECAYS], hy, hy_v[PHASES];
 };
 
-enum weighting { NONE, SHARES, WEIGHTS };
+enum weighting { NONE, SHARES, WEIGHTS, ROBUST };
 
 /* Sum over the columns of a row, and add g^2, gh and h^2 to sums over the rows. */
 INLINE void contract(double *sinc, double *slope, const struct flow_pass *pass, enum weighting how, const double *y,
@@ -154,6 +154,7 @@ INLINE void sweep(const struct flow_pass *pass, const struct block *block, enum 
 {
     struct row row = {buffers, buffers + APART, buffers + 2 * APART, buffers + 3 * APART, 0, 0};
     double *sinc = buffers + 4 * APART, *slope = buffers + 5 * APART, *fading = buffers + 6 * APART;
+    double *g = buffers + 7 * APART, *w = buffers + 8 * APART, *wr = buffers + 9 * APART, *rho = buffers + 10 * APART;
     double *columns = buffers + BUFFERS * APART;
     const double reference = pass->decay[block->left];
 
@@ -176,27 +177,37 @@ INLINE void sweep(const struct flow_pass *pass, const struct block *block, enum 
                 const ptrdiff_t at = (angle * block->rows + r) * block->stride + from;
                 const ptrdiff_t next = angle + 1 < pass->n_phi ? at + block->rows * block->stride
                                                                : (r + 1) * block->stride + from;
-                const double *weight = how == SHARES ? pass->share + left : how == WEIGHTS ? block->weight + at : NULL;
+                const double *y = block->y + at;
+                const double *weight = how == SHARES ? pass->share + left : block->weight ? block->weight + at : NULL;
                 struct moments sums;
                 values(&row, pass, angle, i, left, width, sinc, slope);
-                contract(sinc, slope, pass, how, block->y + at, block->y + next, weight, left, width, share,
+                if (how == ROBUST) {
+                    for (ptrdiff_t j = 0; j < width; j++)
+                        g[j] = sinc[j] * sinc[j] * (sinc[j] * sinc[j]);
+                    reweigh(pass->robust, angle, g, y, weight, 0, width, (width + PAD - 1) / PAD * PAD, w, wr, rho,
+                            out + ALL_SUMS * angle + SUMS);
+                    y = wr, weight = w;
+                }
+                contract(sinc, slope, pass, how, y, block->y + next, weight, left, width, share,
                          columns + 3 * APART * angle, &sums);
-                add_row(&sums, u, v, share, out + SUMS * angle);
+                add_row(&sums, u, v, share, out + ALL_SUMS * angle);
             }
         }
         for (ptrdiff_t angle = 0; angle < pass->n_phi; angle++)
-            add_columns(pass, columns + 3 * APART * angle, left, width, out + SUMS * angle);
+            add_columns(pass, columns + 3 * APART * angle, left, width, out + ALL_SUMS * angle);
     }
 }
 
-/* Add the sums over a rectangle to out, shape (n_phi, SUMS): products with the data, sums, upper half of the Gram
-   matrix. Returns 0, or 1 if there is no memory. */
+/* Add the sums over a rectangle to out, shape (n_phi, ALL_SUMS): products with the data (of a robust pass: with w1 r),
+   sums, upper half of the Gram matrix, and those of robust.h. Returns 0, or 1 if there is no memory. */
 EXPORT int NAME(flow_rectangle)(const struct flow_pass *pass, const struct block *block, double *out)
 {
     double *buffers = aligned_alloc(64, sizeof(double) * APART * (BUFFERS + 3 * (size_t)pass->n_phi));
     if (!buffers)
         return 1;
-    if (block->weight)
+    if (pass->robust)
+        sweep(pass, block, ROBUST, buffers, out);
+    else if (block->weight)
         sweep(pass, block, WEIGHTS, buffers, out);
     else if (pass->share)
         sweep(pass, block, SHARES, buffers, out);

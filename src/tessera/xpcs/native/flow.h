@@ -5,13 +5,14 @@
 #include <math.h>
 #include <stddef.h>
 
-#include "lanes.h"
+#include "robust.h"
 
 enum {
     DECAYS = 3,                          /* vectors u over the times: slopes of the decay */
     PHASES = 4,                          /* vectors v: slopes of the phase, times four */
     FUNCTIONS = 1 + DECAYS + PHASES,     /* g, g (u_j - u_i), h (v_j - v_i) */
-    SUMS = 2 * FUNCTIONS + FUNCTIONS * FUNCTIONS
+    SUMS = 2 * FUNCTIONS + FUNCTIONS * FUNCTIONS,
+    ALL_SUMS = SUMS + EXTRA
 };
 
 /* Below it, in rad, 1 - x^2/6 + x^4/120 is sinc x to rounding, and differences of sines would lose digits. */
@@ -27,6 +28,7 @@ struct flow_pass {
     const double *across;                /* (n_phi) */
     const double *share;                 /* (pitch): times that a node stands for, or NULL */
     const unsigned char *flat;           /* (n_phi): whether all phases of an angle are far below one */
+    const struct robust *robust;         /* NULL: squares, contrast and offset are not needed */
     ptrdiff_t n_phi, pitch;              /* pitch: PAD more than there are times */
     double smoothing;
 };

@@ -11,6 +11,7 @@ struct square {
     matrix fade, inverse, root, delta;
     matrix du[DECAYS], dv[PHASES];
     matrix g, h;
+    matrix w, wr;
     struct row rows[ROWS];
 };
 
@@ -124,7 +125,19 @@ INLINE void sum_both(const struct square *square, ptrdiff_t rows, const double *
             out[(2 + 1 + k) * FUNCTIONS + 1 + DECAYS + l] += total(gram[k][l]);
 }
 
-/* Add the sums over a square to out, shape (n_phi, SUMS), as flow_rectangle does; rows of y are ROWS long.
+/* Fill w and wr, see robust.h. */
+INLINE void weigh(struct square *square, const struct flow_pass *pass, const struct block *block, ptrdiff_t angle,
+                  ptrdiff_t at, double *extra)
+{
+    double rho[ROWS];
+    for (ptrdiff_t r = 0; r < block->rows; r++) {
+        const ptrdiff_t row = at + r * ROWS;
+        reweigh(pass->robust, angle, square->g[r], block->y + row, block->weight ? block->weight + row : NULL,
+                square->rows[r].start, block->rows, ROWS, square->w[r], square->wr[r], rho, extra);
+    }
+}
+
+/* Add the sums over a square to out, shape (n_phi, ALL_SUMS), as flow_rectangle does; rows of y are ROWS long.
 
    Returns 0, or 1 if there is no memory. */
 EXPORT int NAME(flow_square)(const struct flow_pass *pass, const struct block *block, double *out)
@@ -135,13 +148,17 @@ EXPORT int NAME(flow_square)(const struct flow_pass *pass, const struct block *b
     share(square, pass, block);
     for (ptrdiff_t angle = 0; angle < pass->n_phi; angle++) {
         const ptrdiff_t at = angle * block->rows * ROWS;
-        const double *y = block->y + at;
-        double *to = out + SUMS * angle;
+        const double *y = block->y + at, *weight = block->weight ? block->weight + at : NULL;
+        double *to = out + ALL_SUMS * angle;
         fill(square, pass, block, angle);
-        if (block->weight) {
-            sum_g(square, block->rows, y, block->weight + at, to);
-            sum_h(square, block->rows, y, block->weight + at, to);
-            sum_both(square, block->rows, block->weight + at, to);
+        if (pass->robust) {
+            weigh(square, pass, block, angle, at, to + SUMS);
+            y = square->wr[0], weight = square->w[0];
+        }
+        if (weight) {
+            sum_g(square, block->rows, y, weight, to);
+            sum_h(square, block->rows, y, weight, to);
+            sum_both(square, block->rows, weight, to);
         } else {
             sum_g(square, block->rows, y, NULL, to);
             sum_h(square, block->rows, y, NULL, to);

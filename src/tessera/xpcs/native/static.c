@@ -1,13 +1,15 @@
 /* Sums over a strip of pairs of times for the static models; the formulas are in tessera/xpcs/kernel_static.py. */
 #include <math.h>
 #include <stddef.h>
+#include <stdlib.h>
 
-#include "lanes.h"
+#include "robust.h"
 
 enum {
     DECAYS = 3,
     FUNCTIONS = 1 + DECAYS,              /* g, g (u_j - u_i) */
-    SUMS = 2 * FUNCTIONS + FUNCTIONS * FUNCTIONS
+    SUMS = 2 * FUNCTIONS + FUNCTIONS * FUNCTIONS,
+    ALL_SUMS = SUMS + EXTRA
 };
 
 /* How far exponents may spread in a square and still be taken apart into factors. */
@@ -18,6 +20,7 @@ struct static_pass {
     const double *slopes;                /* (DECAYS, pitch) */
     const double *faded;                 /* (views, 1 + DECAYS, pitch): exp(seen - decay) times 1 and the slopes */
     const double *seen;                  /* (views) */
+    const struct robust *robust;         /* NULL: squares, contrast and offset are not needed */
     ptrdiff_t n_t, pitch, n_phi;         /* pitch: PAD more than there are times */
 };
 
@@ -177,41 +180,75 @@ EXPORT void NAME(static_after)(const struct static_pass *pass, const ptrdiff_t *
     }
 }
 
-/* Add the sums over a strip to out, shape (n_phi, SUMS): products with the data, sums, upper half of the Gram matrix. */
-EXPORT void NAME(static_sums)(const struct static_pass *pass, const struct strip *strip, ptrdiff_t view,
-                              const struct after *after, double *out)
+/* Add the square on the diagonal. Without weights, sums that involve no data are equal for all angles: shared. */
+static void add_squares(const struct static_pass *pass, const struct strip *strip, double *shared, double *out)
 {
-    double g[ROWS][ROWS], shared[SUMS] = {0}; /* without weights, sums that involve no data are equal for all angles */
+    double g[ROWS][ROWS], w[ROWS][ROWS], wr[ROWS][ROWS], rho[ROWS];
     square_values(pass, strip, g);
     for (ptrdiff_t angle = 0; angle < pass->n_phi; angle++) {
         const ptrdiff_t at = angle * strip->rows * ROWS;
-        const double *w = strip->square_weight ? strip->square_weight + at : NULL;
-        double *to = out + SUMS * angle;
-        add_square(pass, strip, g, strip->square + at, w, w || !angle, to, (w ? to : shared) + FUNCTIONS);
+        const double *y = strip->square + at, *weight = strip->square_weight ? strip->square_weight + at : NULL;
+        double *to = out + ALL_SUMS * angle;
+        if (pass->robust) {
+            for (ptrdiff_t r = 0; r < strip->rows; r++)
+                reweigh(pass->robust, angle, g[r], y + r * ROWS, weight ? weight + r * ROWS : NULL, r + 1, strip->rows,
+                        ROWS, w[r], wr[r], rho, to + SUMS);
+            y = wr[0], weight = w[0];
+        }
+        add_square(pass, strip, g, y, weight, weight || !angle, to, (weight ? to : shared) + FUNCTIONS);
     }
-    const ptrdiff_t left = strip->first + strip->rows;
+}
+
+/* Add what is right of the square; rows: room for four rows. */
+static void add_rest(const struct static_pass *pass, const struct strip *strip, ptrdiff_t view,
+                     const struct after *after, double *rows, double *shared, double *out)
+{
+    const ptrdiff_t left = strip->first + strip->rows, stride = strip->stride;
     const double *f = pass->faded + view * FUNCTIONS * pass->pitch + left, *u = pass->slopes + left;
-    for (ptrdiff_t r = 0; strip->width && r < strip->rows; r++) {
+    double *g = rows, *w = rows + stride, *wr = rows + 2 * stride, *rho = rows + 3 * stride;
+    for (ptrdiff_t r = 0; r < strip->rows; r++) {
         const ptrdiff_t i = strip->first + r;
         const double e = exp(pass->decay[i] - pass->seen[view]);
         const double u_i[DECAYS] = {slope(pass, 0, i), slope(pass, 1, i), slope(pass, 2, i)};
+        for (ptrdiff_t j = 0; pass->robust && j < strip->width; j++)
+            g[j] = e * f[j];
         for (ptrdiff_t angle = 0; angle < pass->n_phi; angle++) {
-            const ptrdiff_t at = (angle * strip->rows + r) * strip->stride;
-            double m[FUNCTIONS], *to = out + SUMS * angle;
-            moments_of(strip->rest + at, f, pass->pitch, strip->stride, m);
+            const ptrdiff_t at = (angle * strip->rows + r) * stride;
+            const double *y = strip->rest + at, *weight = strip->rest_weight ? strip->rest_weight + at : NULL;
+            double m[FUNCTIONS], *to = out + ALL_SUMS * angle;
+            if (pass->robust) {
+                reweigh(pass->robust, angle, g, y, weight, 0, strip->width, stride, w, wr, rho, to + SUMS);
+                y = wr, weight = w;
+            }
+            moments_of(y, f, pass->pitch, stride, m);
             to[0] += e * m[0];
             for (int k = 0; k < DECAYS; k++)
                 to[1 + k] += e * (m[1 + k] - u_i[k] * m[0]);
-            if (strip->rest_weight) {
+            if (weight) {
                 struct after own;
-                weighted(strip->rest_weight + at, f, u, pass->pitch, strip->stride, &own);
+                weighted(weight, f, u, pass->pitch, stride, &own);
                 add_row(&own, u_i, e, to);
             }
         }
-        if (!strip->rest_weight)
+        if (!strip->rest_weight && !pass->robust)
             add_row(after, u_i, e, shared);
     }
+}
+
+/* Add the sums over a strip to out, shape (n_phi, ALL_SUMS): products with the data (of a robust pass: with w1 r), sums,
+   upper half of the Gram matrix, and those of robust.h. Returns 0, or 1 if there is no memory. */
+EXPORT int NAME(static_sums)(const struct static_pass *pass, const struct strip *strip, ptrdiff_t view,
+                             const struct after *after, double *out)
+{
+    double shared[SUMS] = {0}, *rows = NULL;
+    if (pass->robust && !(rows = malloc(sizeof(double) * 4 * (size_t)(strip->stride + PAD))))
+        return 1;
+    add_squares(pass, strip, shared, out);
+    if (strip->width)
+        add_rest(pass, strip, view, after, rows, shared, out);
     for (ptrdiff_t angle = 0; angle < pass->n_phi; angle++)
         for (int k = FUNCTIONS; k < SUMS; k++)
-            out[SUMS * angle + k] += shared[k];
+            out[ALL_SUMS * angle + k] += shared[k];
+    free(rows);
+    return 0;
 }
