@@ -78,6 +78,7 @@ def test_what_has_a_counterpart_is_carried_over(translated):
     assert start.fixed_parameters == {"D_offset": 50.0, "beta": 0.1, "gamma_dot_t_offset": 0.0}
     assert options.parameter_space.bounds == {"D0": (10, 1e6), "phi0": (-30, 30)}
     assert options.optimization.per_angle_mode == "individual"
+    assert options.optimization.loss == "soft_l1"
     config = options.optimization.config()
     assert (config.gauss_newton_max_iterations, config.max_warmup_iterations) == (250, 40)
     assert (config.enable_multistart, config.n_starts) == (True, 6)
@@ -92,7 +93,7 @@ def test_every_other_key_is_named_with_a_reason(translated):
     assert "phi_filtering.quality_control.min_angles_required" in unused
     assert "optimization.nlsq.hybrid_streaming.enable_checkpoints" in unused
     assert "optimization.nlsq.anti_degeneracy.hierarchical.enable" in unused
-    assert any("soft_l1" in text for text in translated.changed)
+    assert not any("soft_l1" in text for text in translated.changed)
     assert any("bounds of offset are 0.5 … 1.5 here" in text for text in translated.changed)
     assert "initial_parameters.per_angle_scaling.contrast" in unused
 
@@ -104,11 +105,16 @@ def test_a_flat_file_of_old_homodyne():
     assert job["analyzer_parameters"] == {"dt": 0.1, "end_frame": 90}
 
 
+def test_the_loss_that_homodyne_takes_unasked_is_named():
+    assert any("homodyne by soft_l1" in text for text in translate({"data_file": "b.hdf", "dt": 0.1}).changed)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"analysis_mode": "turbulent"}, "analysis_mode is 'turbulent'"),
         ({"experimental_data": {}}, "names no file"),
+        ({"optimization": {"nlsq": {"loss": "tukey"}}}, r"optimization\.nlsq\.loss is 'tukey'; losses are linear"),
         ({"analyzer_parameters": {"dt": "fast"}}, r"analyzer_parameters\.dt is 'fast'; it must be a number"),
         ({"initial_parameters": {"values": [1.0]}}, "1 entries for 7 parameter_names"),
     ],

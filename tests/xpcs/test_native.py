@@ -27,21 +27,22 @@ def runnable():
 def quadratic(c2, model, **options):
     truth = FLOW if model == "laminar_flow" else FLOW[:3]
     objective = XpcsObjective(c2, PHI[::3], q=Q, gap=GAP, times=times_of(c2.shape[1]), model=model, **options)
-    x = np.concatenate([truth, np.zeros(len(objective.linear))])
+    x = np.concatenate([truth, np.full(len(objective.names) - len(truth), 0.9)])
     return [objective.evaluate(x), objective.small.evaluate(x)]
 
 
 @pytest.mark.parametrize("model", ["laminar_flow", "static_isotropic"])
 @pytest.mark.parametrize("n_t", [45, 600])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_all_levels_agree(monkeypatch, model, n_t, weighted):
+@pytest.mark.parametrize("loss", ["linear", "soft_l1"])
+def test_all_levels_agree(monkeypatch, model, n_t, weighted, loss):
     """600 frames have a stand-in, 45 a last strip that is no multiple of any vector."""
     c2 = noisy(FLOW if model == "laminar_flow" else FLOW[:3], n_t, PHI[::3])
-    sigma = np.broadcast_to(0.02 + 1e-5 * np.add.outer(np.arange(n_t), np.arange(n_t)), c2.shape) if weighted else None
+    sigma = np.broadcast_to(0.02 + 1e-5 * np.add.outer(np.arange(n_t), np.arange(n_t)), c2.shape) if weighted else 0.02
     expected = None
     for level in runnable():
         monkeypatch.setattr(native, "level", lambda level=level: level)
-        found = quadratic(c2, model, scaling="shared", sigma=sigma)
+        found = quadratic(c2, model, scaling="shared", sigma=sigma, loss=loss)
         expected = expected or found
         for a, b in zip(found, expected, strict=True):
             assert a.cost == pytest.approx(b.cost, rel=1e-12)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tessera.lsq.losses import LOSSES
 from tessera.xpcs.dataset import ArrayC2, C2Rows
 from tessera.xpcs.errors import ParameterError, XpcsInputError
-from tessera.xpcs.native import LOSSES
 from tessera.xpcs.physics import Floats, Parameter
 
 

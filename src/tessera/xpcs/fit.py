@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.lsq import hybrid
+from tessera.lsq.losses import Loss
 from tessera.lsq.options import HybridStreamingConfig
 from tessera.lsq.quadratic import Vector
 from tessera.lsq.result import Result
@@ -44,7 +45,7 @@ def fit(
     comm: MPI.Intracomm | None = None,
     threads: int = 1,
     in_memory: bool = True,
-    loss: str = "linear",
+    loss: Loss = "linear",
     loss_scale: float = 1.0,
     sandwich: bool = False,
 ) -> Result:

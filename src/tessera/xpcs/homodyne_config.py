@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Final
 
+from tessera.lsq.losses import LOSSES
 from tessera.lsq.options import HybridStreamingConfig
 from tessera.xpcs.errors import XpcsInputError
 from tessera.xpcs.physics import CONTRAST, OFFSET, Parameter, parameters_of
@@ -242,11 +243,14 @@ def _optimization(source: _Source, changed: list[str]) -> dict[str, Any]:
     if method not in (None, "nlsq"):
         changed.append(f"optimization.method is {method}: this job does what homodyne's nlsq does, no sampling")
     loss = source.take(f"{nlsq}loss")
-    if loss not in (None, "linear"):
+    if loss is None:
         changed.append(
-            f"optimization.nlsq.loss is {loss}: this job fits by least squares, because the sums that make it fast "
-            "exist for squares only; leave bad frames and angles out instead"
+            "optimization.nlsq.loss is not given: this job then fits by least squares, homodyne by soft_l1; "
+            "optimization.loss=soft_l1 does the same here"
         )
+    elif loss not in LOSSES:
+        msg = f"{nlsq}loss is {loss!r}; losses are {', '.join(LOSSES)}"
+        raise XpcsInputError(msg)
     mode = source.take(f"{nlsq}anti_degeneracy.per_angle_mode")
     hybrid: dict[str, Any] = {}
     for ours, name in (("gauss_newton_max_iterations", "max_iterations"), ("gauss_newton_tol", "tolerance")):
@@ -257,7 +261,7 @@ def _optimization(source: _Source, changed: list[str]) -> dict[str, Any]:
     if source.take(f"{nlsq}multi_start.enable"):
         hybrid["enable_multistart"] = True
         hybrid["n_starts"] = int(source.take(f"{nlsq}multi_start.n_starts") or 10)
-    return {"per_angle_mode": mode, "hybrid_streaming": hybrid}
+    return {"per_angle_mode": mode, "loss": loss, "hybrid_streaming": hybrid}
 
 
 def _hybrid(source: _Source, base: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tessera.lsq.losses import Loss
 from tessera.lsq.objective import Order, Sum
 from tessera.lsq.quadratic import Quadratic, Vector
 from tessera.xpcs import coarse, native
@@ -89,7 +90,7 @@ class XpcsObjective:
         add: Sum | None = None,
         threads: int = 1,
         hold: bool = True,
-        loss: str = "linear",
+        loss: Loss = "linear",
         loss_scale: float = 1.0,
     ) -> None:
         self._c2: C2Rows = ArrayC2(c2) if isinstance(c2, np.ndarray) else c2

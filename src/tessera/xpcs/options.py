@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal
 
 from hpc.errors import nearest
 from hpc.options import Range
+from tessera.lsq.losses import Loss
 from tessera.lsq.options import HybridStreamingConfig
 from tessera.xpcs.fit import CONFIG
 from tessera.xpcs.physics import parameters_of
@@ -95,6 +96,9 @@ class FitOptions:
 
     per_angle_mode: Scaling = "auto"
     sigma: Positive | Literal["auto"] = "auto"
+    loss: Loss = "linear"
+    loss_scale: Positive = 1.0
+    errors: Literal["hessian", "sandwich"] = "hessian"
     preset: str | None = None
     hybrid_streaming: dict[str, Any] = field(default_factory=dict)
 

@@ -90,6 +90,8 @@ def objective_of(
         add=add,
         threads=threads,
         hold=8 * dataset.n_points <= ranks * _GIB if kept == "auto" else kept,
+        loss=options.optimization.loss,
+        loss_scale=options.optimization.loss_scale,
     )
 
 
@@ -123,8 +125,18 @@ def problem_of(options: XpcsOptions, loaded: Loaded, ctx: Context) -> Problem:
     objective = objective_of(options, loaded.dataset, loaded.sigma)
     x0, lower, upper = vectors(options, objective)
     plan = Plan(options.optimization.config(), objective.linear)
-    absolute = options.optimization.sigma != "auto"
-    return Problem(build, x0, lower, upper, plan, absolute_sigma=absolute, first=_First(x0, lower, upper), last=last)
+    absolute, sandwich = options.optimization.sigma != "auto", options.optimization.errors == "sandwich"
+    return Problem(
+        build,
+        x0,
+        lower,
+        upper,
+        plan,
+        absolute_sigma=absolute,
+        sandwich=sandwich,
+        first=_First(x0, lower, upper),
+        last=last,
+    )
 
 
 class _First:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from tessera.lsq.losses import LOSSES, Loss
 from tessera.xpcs.errors import KernelError
 from tessera.xpcs.physics import Floats
 
@@ -26,8 +27,6 @@ so many more than the grid."""
 FLOW_FUNCTIONS: Final = 8
 STATIC_FUNCTIONS: Final = 4
 EXTRA_SUMS: Final = 3
-LOSSES: Final = ("linear", "soft_l1", "huber", "cauchy", "arctan")
-"""In the order of ``enum loss``."""
 
 _LIBRARY: Final = Path(__file__).with_name("kernels.so")
 _NO_MEMORY: Final = "no memory for the buffers of a pass"
@@ -155,19 +154,20 @@ def _address(array: np.ndarray[Any, Any] | None) -> int | None:
     return array.ctypes.data
 
 
-def robust(loss: str, loss_scale: float, scaling: tuple[Floats, Floats, Floats], *, scores: bool) -> Kept:
+def robust(loss: Loss, loss_scale: float, scaling: tuple[Floats, Floats, Floats], *, scores: bool) -> Kept:
     """Return what weights that depend on the residuals are made with, see ``robust.h``.
 
     Parameters
     ----------
     loss, loss_scale
-        One of `LOSSES`, and the residual, in standard errors, from which on it is not quadratic.
+        The loss, and the residual, in standard errors, from which on it is not quadratic.
     scaling
         1/σ², contrast and offset less one of each angle, shape (n_phi,) each.
     scores
         Whether to weigh for the middle of the sandwich covariance.
     """
     arrays = tuple(np.ascontiguousarray(a, np.float64) for a in scaling)
+    # ``enum loss`` has the order of `LOSSES`.
     return Kept(_Robust(LOSSES.index(loss), scores, loss_scale**-2, *(_address(a) for a in arrays)), *arrays)
 
 
