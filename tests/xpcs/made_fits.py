@@ -38,4 +38,7 @@ def made_finding() -> outputs.Finding:
     lower[6] = x[6]
     angles = tuple(compare(found, a) for a in range(2))
     quality = {name: np.ones(2) for name in ("least", "most", "mean", "early", "late", "noise")}
-    return outputs.Finding("laminar_flow", "individual", result, lower, upper, {}, found, angles, quality, ("a note",))
+    loss = ("linear", 1.0)
+    return outputs.Finding(
+        "laminar_flow", "individual", loss, "hessian", result, lower, upper, {}, found, angles, quality, ("a note",)
+    )

@@ -152,6 +152,37 @@ def test_kills_and_resumes_on_other_ranks_do_not_show(flow_file, one_rank, tmp_p
     assert bits(run / "results") == bits(one_rank / "results")
 
 
+@pytest.mark.mpi
+def test_a_robust_loss_holds_against_frames_that_are_off(tmp_path):
+    """Pairs of two bright frames with all others; by squares, and by a robust loss on one and two ranks."""
+    c2 = np.stack(list(flow(120).noisy(NOISE, seed=6)))
+    c2[:, [30, 75]] += 0.3
+    c2[:, :, [30, 75]] += 0.3
+    path = tmp_path / "flashes.h5"
+    write_aps_u(path, c2, PHI, np.array([Q]))
+    truth = {**FLOW, "contrast": 0.3, "offset": 1.0}
+    runs = {}
+    for name, ranks, chosen in (
+        ("squares", 1, {}),
+        ("robust", 1, {"loss": "arctan", "loss_scale": 2.0, "errors": "sandwich"}),
+        ("ranks", 2, {"loss": "arctan", "loss_scale": 2.0, "errors": "sandwich"}),
+    ):
+        runs[name] = tmp_path / name
+        more = {f"job.optimization.{key}": value for key, value in chosen.items()}
+        given = words(path, runs[name], **{"cluster.ranks": ranks, **more})
+        done = subprocess.run(command(*given), capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert bits(runs["robust"] / "results") == bits(runs["ranks"] / "results")
+    assert np.abs(pulls(runs["robust"] / "results", truth)).max() < 4
+    told = json.loads((runs["robust"] / "results" / "analysis_results_nlsq.json").read_text())["optimization_summary"]
+    assert (told["loss"], told["loss_scale"], told["errors"]) == ("arctan", 2.0, "sandwich")
+    offsets = [
+        json.loads((runs[name] / "results" / "parameters.json").read_text())["parameters"]["offset"]["value"]
+        for name in ("squares", "robust")
+    ]
+    assert abs(offsets[0] - 1) > 5e-3 > 1e-3 > abs(offsets[1] - 1)
+
+
 def test_static_data_of_the_old_layout_and_of_a_cache(tmp_path):
     truth = Truth("static_isotropic", DIFFUSION, np.zeros(1), 200, 0.5, Q, contrast=0.25, offset=1.02)
     c2 = truth.stack(NOISE, seed=8)

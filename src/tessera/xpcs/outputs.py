@@ -31,6 +31,10 @@ class Finding:
         ``static_isotropic``, ``static_anisotropic`` or ``laminar_flow``.
     scaling
         How contrast and offset were treated.
+    loss
+        What was minimised: ``linear``, that is chi², or a robust loss with its scale in standard errors.
+    errors
+        ``hessian`` or ``sandwich``.
     result
         Of the optimizer.
     lower, upper
@@ -49,6 +53,8 @@ class Finding:
 
     model: str
     scaling: str
+    loss: tuple[str, float]
+    errors: str
     result: Result
     lower: Floats
     upper: Floats
@@ -151,6 +157,9 @@ def analysis_json(finding: Finding) -> dict[str, Any]:
             "passes_over_data": result.evaluations,
             "message": result.message,
             "scaling": finding.scaling,
+            "loss": finding.loss[0],
+            "loss_scale": finding.loss[1],
+            "errors": finding.errors,
         },
     }
 

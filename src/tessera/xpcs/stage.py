@@ -193,6 +193,8 @@ def write_results(
     finding = outputs.Finding(
         model=options.analysis_mode,
         scaling=options.optimization.per_angle_mode,
+        loss=(options.optimization.loss, options.optimization.loss_scale),
+        errors=options.optimization.errors,
         result=result,
         lower=lower,
         upper=upper,
