@@ -41,6 +41,7 @@ def _one_chunk(folder: Path, case: str, size: int) -> tuple[float, float]:
 
     from tessera.lsq.accumulate import ModelObjective
     from tessera.lsq.fit_model import describe
+    from tessera.lsq.guard import Guarded
     from tessera.lsq.reduce import serial
     from tessera.lsq.sources import as_source
 
@@ -50,7 +51,7 @@ def _one_chunk(folder: Path, case: str, size: int) -> tuple[float, float]:
     )  # the peer's chunk; ours is one of several, as in a streaming fit
     start = PROBLEMS[case].start
     columns = f if case == "exp" else (lambda xt, *p: f(xt.T, *p))
-    source = as_source((np.tile(x.T, _CHUNKS), np.tile(y, _CHUNKS)), chunk_size=size)
+    source = Guarded(as_source((np.tile(x.T, _CHUNKS), np.tile(y, _CHUNKS)), chunk_size=size))
     objective = ModelObjective(describe(columns, start, names=PROBLEMS[case].names), source, serial())
     rows = jax.jit(jax.vmap(jax.jacrev(lambda p, xi: f(xi, *p)), in_axes=(None, 0)))
     p = jnp.asarray(start)
@@ -161,32 +162,28 @@ def stream(folder: Path, digits: Sequence[int]) -> None:
 def ranks(folder: Path, digits: Sequence[int]) -> None:
     """Print one rank beside two, one thread each, on the same file, and whether the bits agree."""
     print(f"\nLaminar flow from HDF5 on MPI ranks, one thread each, the fastest of {_REPEATS}\n")
-    print("| points | ranks | fit s, wall | CPU s, all ranks | times one rank | same bits |")
-    print("|---:|---:|---:|---:|---:|---|")
+    print("| points | kept in memory | ranks | fit s, wall | CPU s, all ranks | times one rank | same bits |")
+    print("|---:|---|---:|---:|---:|---:|---|")
     for digit in digits:
         path = _hdf5(folder, digit)
-        alone = None
-        for count in (1, 2):
-            command = [
-                str(Path(sys.executable).with_name("mpiexec")),
-                "-n",
-                str(count),
-                sys.executable,
-                __file__,
-                "fit",
-                str(path),
-                str(digit),
-                "1",
-                "kept",
-            ]
-            report = min((_child(command) for _ in range(_REPEATS)), key=lambda told: float(told["fit_wall"]))
-            alone = alone or report
-            print(
-                f"| {len(ANGLES) * frames('flow', digit) ** 2:.2e} | {count} | {report['fit_wall']:.2f} "
-                f"| {report['fit_cpu']:.2f} | {alone['fit_wall'] / report['fit_wall']:.2f} "
-                f"| {'yes' if report['bits'] == alone['bits'] else 'NO'} |",
-                flush=True,
-            )
+        for kept in (True, False):
+            alone = None
+            for count in (1, 2):
+                report = _on_ranks(count, [str(path), str(digit), "1", "kept" * kept])
+                alone = alone or report
+                print(
+                    f"| {len(ANGLES) * frames('flow', digit) ** 2:.2e} | {'yes' if kept else 'no'} | {count} "
+                    f"| {report['fit_wall']:.2f} | {report['fit_cpu']:.2f} "
+                    f"| {alone['fit_wall'] / report['fit_wall']:.2f} "
+                    f"| {'yes' if report['bits'] == alone['bits'] else 'NO'} |",
+                    flush=True,
+                )
+
+
+def _on_ranks(count: int, arguments: list[str]) -> dict[str, Any]:
+    mpiexec = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(count)]
+    command = [*mpiexec, sys.executable, __file__, "fit", *arguments]
+    return min((_child(command) for _ in range(_REPEATS)), key=lambda told: float(told["fit_wall"]))
 
 
 def _hdf5(folder: Path, digit: int) -> Path:

@@ -144,3 +144,11 @@ def test_several_starts_find_the_valley_that_one_misses():
     many = fit(wave, (x, y), [1.0], bounds=(0.2, 5.0), config=HybridStreamingConfig.with_multistart(20))
     assert abs(alone.x[0] - 2.3) > 0.1
     assert abs(many.x[0] - 2.3) < 4 * many.errors[0]
+
+
+def test_start_values_by_name_name_what_the_signature_does_not():
+    x = np.linspace(0, 1, 30)
+    result = fit(lambda x, *p: p[0] + p[1] * x, (x, 2 + 3 * x), {"level": 0.0, "slope": 0.0})
+    assert result.names == ("level", "slope")
+    np.testing.assert_allclose(result.x, [2, 3], rtol=1e-9)
+    assert describe(lambda x, a, b: a * x + b, {"b": 1.0, "a": 2.0}).names == ("a", "b")  # the signature's order

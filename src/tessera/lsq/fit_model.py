@@ -15,7 +15,7 @@ from tessera.lsq.errors import DataError, FitInputError, ModelError, StartError
 from tessera.lsq.guard import Guarded, NanPolicy
 from tessera.lsq.hybrid import Plan
 from tessera.lsq.losses import LOSSES, Loss
-from tessera.lsq.model import Groups, Model, argument_names, checked_groups
+from tessera.lsq.model import Groups, Model, argument_names, checked_groups, takes_any_number
 from tessera.lsq.objective import Objective
 from tessera.lsq.options import HybridStreamingConfig
 from tessera.lsq.quadratic import Vector
@@ -179,6 +179,8 @@ def describe(
     # By name the signature says how many there are, and so it must with groups: p0 may hold all groups' values.
     plain = p0 is not None and not isinstance(p0, Mapping) and groups is None
     count = np.atleast_1d(np.asarray(p0)).size if plain else None
+    if names is None and isinstance(p0, Mapping) and groups is None and takes_any_number(model):
+        names = tuple(p0)
     arguments = tuple(names) if names is not None else argument_names(model, count)
     if len(set(arguments)) != len(arguments):
         msg = f"names: two parameters have the same name: {', '.join(arguments)}"

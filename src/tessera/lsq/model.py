@@ -75,6 +75,15 @@ class Model:
         return table
 
 
+def takes_any_number(function: Callable[..., Any]) -> bool:
+    """Say whether the signature of ``f(x, *parameters)`` leaves the parameters to p0."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:
+        return True
+    return any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
+
+
 def argument_names(function: Callable[..., Any], count: int | None = None) -> tuple[str, ...]:
     """Return the names of a model's parameters: those of its signature, else p0, p1, … .
 

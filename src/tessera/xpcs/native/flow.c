@@ -19,40 +19,40 @@ struct moments {
 
 enum weighting { NONE, SHARES, WEIGHTS, ROBUST };
 
-/* Sum over the columns of a row, and add g^2, gh and h^2 to sums over the rows. */
-INLINE void contract(double *sinc, double *slope, const struct flow_pass *pass, enum weighting how, const double *y,
-                     const double *next_y, const double *weight, ptrdiff_t left, ptrdiff_t width, double share_i,
-                     double *columns,
-                     struct moments *out)
+/* Turn T and its slope into g and h; sum g, gy and g^2 over the columns of a row, and add g^2 to sums over the rows. */
+INLINE void contract_g(double *sinc, double *slope, const double *u, ptrdiff_t pitch, enum weighting how,
+                       const double *y, const double *weight, ptrdiff_t width, vec share, double *column_gg,
+                       struct moments *out)
 {
-    const ptrdiff_t pitch = pass->pitch;
-    const double *u = pass->slopes + left, *v = u + DECAYS * pitch;
-    double *column_gg = columns, *column_gh = columns + APART, *column_hh = columns + 2 * APART;
-    const vec share = all(share_i);
-    {
-        vec g0 = {0}, g1 = {0}, g2 = {0}, g3 = {0}, y0 = {0}, y1 = {0}, y2 = {0}, y3 = {0};
-        vec q0 = {0}, q1 = {0}, q2 = {0}, q3 = {0};
-        for (ptrdiff_t j = 0; j < width; j += LANES) {
-            const vec root = load(sinc + j), square = root * root, g = square * square;
-            store(slope + j, load(slope + j) * (square * root));
-            store(sinc + j, g);
-            const vec w = how == NONE ? g : g * load(weight + j);
-            const vec gg = w * g, gy = g * load(y + j);
-            const vec u1 = load(u + j), u2 = load(u + pitch + j), u3 = load(u + 2 * pitch + j);
-            g0 += w, g1 += w * u1, g2 += w * u2, g3 += w * u3;
-            y0 += gy, y1 += gy * u1, y2 += gy * u2, y3 += gy * u3;
-            q0 += gg, q1 += gg * u1, q2 += gg * u2, q3 += gg * u3;
-            store(column_gg + j, load(column_gg + j) + share * gg);
-        }
-        out->g = total(g0), out->g_u[0] = total(g1), out->g_u[1] = total(g2), out->g_u[2] = total(g3);
-        out->gy = total(y0), out->gy_u[0] = total(y1), out->gy_u[1] = total(y2), out->gy_u[2] = total(y3);
-        out->gg = total(q0), out->gg_u[0] = total(q1), out->gg_u[1] = total(q2), out->gg_u[2] = total(q3);
+    vec g0 = {0}, g1 = {0}, g2 = {0}, g3 = {0}, y0 = {0}, y1 = {0}, y2 = {0}, y3 = {0};
+    vec q0 = {0}, q1 = {0}, q2 = {0}, q3 = {0};
+    for (ptrdiff_t j = 0; j < width; j += LANES) {
+        const vec root = load(sinc + j), square = root * root, g = square * square;
+        store(slope + j, load(slope + j) * (square * root));
+        store(sinc + j, g);
+        const vec w = how == NONE ? g : g * load(weight + j);
+        const vec gg = w * g, gy = g * load(y + j);
+        const vec u1 = load(u + j), u2 = load(u + pitch + j), u3 = load(u + 2 * pitch + j);
+        g0 += w, g1 += w * u1, g2 += w * u2, g3 += w * u3;
+        y0 += gy, y1 += gy * u1, y2 += gy * u2, y3 += gy * u3;
+        q0 += gg, q1 += gg * u1, q2 += gg * u2, q3 += gg * u3;
+        store(column_gg + j, load(column_gg + j) + share * gg);
     }
+    out->g = total(g0), out->g_u[0] = total(g1), out->g_u[1] = total(g2), out->g_u[2] = total(g3);
+    out->gy = total(y0), out->gy_u[0] = total(y1), out->gy_u[1] = total(y2), out->gy_u[2] = total(y3);
+    out->gg = total(q0), out->gg_u[0] = total(q1), out->gg_u[1] = total(q2), out->gg_u[2] = total(q3);
+}
+
+/* The same of h, hy, h^2 and gh; the data that come next are fetched meanwhile. */
+INLINE void contract_h(const double *g_of, const double *h_of, const double *u, const double *v, ptrdiff_t pitch,
+                       enum weighting how, const double *y, const double *next_y, const double *weight,
+                       ptrdiff_t width, vec share, double *column_gh, double *column_hh, struct moments *out)
+{
     vec h0 = {0}, h1 = {0}, h2 = {0}, h3 = {0}, h4 = {0}, y0 = {0}, y1 = {0}, y2 = {0}, y3 = {0}, y4 = {0};
     vec q0 = {0}, q1 = {0}, q2 = {0}, q3 = {0}, q4 = {0};
     vec m0 = {0}, m1 = {0}, m2 = {0}, m3 = {0}, m4 = {0}, m5 = {0}, m6 = {0}, m7 = {0};
     for (ptrdiff_t j = 0; j < width; j += LANES) {
-        const vec g = load(sinc + j), h = load(slope + j);
+        const vec g = load(g_of + j), h = load(h_of + j);
         __builtin_prefetch(next_y + j);
         const vec w = how == NONE ? h : h * load(weight + j);
         const vec hy = h * load(y + j), hh = w * h, gh = w * g;
@@ -161,6 +161,7 @@ INLINE void sweep(const struct flow_pass *pass, const struct block *block, enum 
     for (ptrdiff_t from = 0; from < block->width; from += COLUMNS) {
         const ptrdiff_t left = block->left + from;
         const ptrdiff_t width = block->width - from < COLUMNS ? block->width - from : COLUMNS;
+        const double *slopes = pass->slopes + left;
         memset(columns, 0, sizeof(double) * 3 * APART * pass->n_phi);
         for (ptrdiff_t j = 0; j < width; j++)
             fading[j] = exp(0.25 * (reference - pass->decay[left + j]));
@@ -177,6 +178,7 @@ INLINE void sweep(const struct flow_pass *pass, const struct block *block, enum 
                 const ptrdiff_t at = (angle * block->rows + r) * block->stride + from;
                 const ptrdiff_t next = angle + 1 < pass->n_phi ? at + block->rows * block->stride
                                                                : (r + 1) * block->stride + from;
+                double *to = columns + 3 * APART * angle;
                 const double *y = block->y + at;
                 const double *weight = how == SHARES ? pass->share + left : block->weight ? block->weight + at : NULL;
                 struct moments sums;
@@ -188,8 +190,9 @@ INLINE void sweep(const struct flow_pass *pass, const struct block *block, enum 
                             out + ALL_SUMS * angle + SUMS);
                     y = wr, weight = w;
                 }
-                contract(sinc, slope, pass, how, y, block->y + next, weight, left, width, share,
-                         columns + 3 * APART * angle, &sums);
+                contract_g(sinc, slope, slopes, pass->pitch, how, y, weight, width, all(share), to, &sums);
+                contract_h(sinc, slope, slopes, slopes + DECAYS * pass->pitch, pass->pitch, how, y, block->y + next,
+                           weight, width, all(share), to + APART, to + 2 * APART, &sums);
                 add_row(&sums, u, v, share, out + ALL_SUMS * angle);
             }
         }
