@@ -13,10 +13,6 @@ from tessera.lsq.options import PRESETS, HybridStreamingConfig
 
 pytestmark = pytest.mark.shared
 
-POINTS = 5_000
-SIGMA = 0.005
-"""A quarter of the scene's, so that so few points tell the parameters of the flow apart."""
-
 
 @pytest.fixture(scope="module", params=["static", "flow"])
 def problem(request, shared):
@@ -37,20 +33,18 @@ def problem(request, shared):
 
 
 def made(problems, case):
-    """Return a part of the problem's points, x with one row per variable."""
+    """Return the problem with about 1e5 points, x with one row per variable: the one the original was tried on."""
     rng = np.random.default_rng(7)
-    nt = 101
-    t = problems.tgrid(nt)
-    i, j = rng.integers(0, nt, (2, 4 * POINTS))
-    keep = np.flatnonzero(i != j)[:POINTS]
-    angle = rng.integers(0, problems.NPHI, POINTS)
-    x = np.stack([angle, i[keep], j[keep]], axis=1)
-    y = problems.np_model(case, x, problems.spec(case)[0], t)
-    return np.ascontiguousarray(x.T.astype(float)), y + rng.normal(0, SIGMA, POINTS)
+    nt = problems.NT[case, 5]
+    i, j = np.nonzero(~np.eye(nt, dtype=bool))
+    angles = range(problems.NPHI if case == "flow" else 1)
+    x = np.concatenate([np.stack([np.full(i.size, angle), i, j], axis=1) for angle in angles])
+    y = problems.np_model(case, x, problems.spec(case)[0], problems.tgrid(nt))
+    return np.ascontiguousarray(x.T.astype(float)), y + rng.normal(0, problems.SIG[case], len(x))
 
 
 def pointwise(problems, case):
-    inner = problems.jax_model(case, problems.tgrid(101))
+    inner = problems.jax_model(case, problems.tgrid(problems.NT[case, 5]))
 
     def model(x, *p):
         return inner(x.T, *p)
@@ -65,7 +59,7 @@ def distance(found, best):
 def test_the_reference_is_a_minimum(problem):
     _, _, best = problem
     assert best.success
-    assert best.reduced == pytest.approx(SIGMA**2, rel=0.1)
+    assert best.reduced == pytest.approx(0.02**2, rel=0.05)
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -75,7 +69,7 @@ def test_presets_converge(problem, preset):
     assert found.success
     assert distance(found, best) < 1e-3
     assert found.cost <= best.cost * (1 + 1e-9)
-    assert found.evaluations < 40 or preset == "multistart"
+    assert found.evaluations < 60 or preset == "multistart"
 
 
 @pytest.mark.parametrize(
