@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tessera.lsq import Groups, HybridStreamingConfig, fit
+from tessera.lsq import Groups, HybridStreamingConfig, fit, hybrid
 from tessera.lsq.accumulate import ModelObjective, Settings
 from tessera.lsq.fit_model import describe
 from tessera.lsq.guard import Guarded
@@ -118,6 +118,22 @@ def test_many_chunks_are_fitted_on_a_sample_first_and_exactly_after():
     assert sampled.telemetry["gauss_newton_passes"] < whole.telemetry["gauss_newton_passes"]
     np.testing.assert_allclose(sampled.x, whole.x, rtol=1e-9)
     np.testing.assert_allclose(sampled.errors, whole.errors, rtol=1e-6)
+
+
+def test_a_sample_that_is_not_fitted_soon_is_given_up(monkeypatch):
+    """Its cost must not be what the first pass over all data is judged by."""
+    monkeypatch.setattr(hybrid, "_SAMPLE_PASSES", 1)
+    x = np.linspace(0, 4, 64_000)
+    y = 2.5 * np.exp(-1.3 * x) + 0.5 + np.random.default_rng(3).normal(0, 0.05, x.size)
+    config = HybridStreamingConfig(chunk_size=1000, max_warmup_iterations=0, warmup_iterations=0)
+
+    def decay(x, a, b, c):
+        return a * jnp.exp(-b * x) + c
+
+    result = fit(decay, (x, y), (1.0, 0.5, 0.0), config=config)
+    whole = fit(decay, (x, y), (1.0, 0.5, 0.0), config=config.replace(chunk_size=64_000))
+    assert result.success, result.message
+    np.testing.assert_allclose(result.x, whole.x, rtol=1e-7)
 
 
 def test_a_sample_that_is_unlike_the_rest_does_no_harm():

@@ -69,7 +69,7 @@ def test_presets_converge(problem, preset):
     assert found.success
     assert distance(found, best) < 1e-3
     assert found.cost <= best.cost * (1 + 1e-9)
-    assert found.evaluations < 60 or preset == "multistart"
+    assert found.evaluations < 100 or preset == "multistart"  # those over a sample of the data included
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ PHASES: Final = ("first", "warm-up", "sample", "gauss-newton", "done")
 _SAMPLES: Final = 3  # chunks a sample has at least: fewer may miss a part of the data
 _EVERY: Final = 16  # of so many chunks one is in the sample, at most
 _SAMPLE_TOLERANCE: Final = 1e-2  # standard errors of the sample's fit
+_SAMPLE_PASSES: Final = 60  # of the sample's fit; one that takes more tells of parameters that the sample leaves open
 _REFUSED: Final = 3  # steps refused at the start before a warm-up is called for
 _UNLIKE: Final = 1.5  # cost per point of all data over that of the sample, above which the sample was none
 
@@ -223,7 +224,8 @@ def _after_first(state: FitState, plan: Plan, has_sample: bool) -> FitState:
 def _options(plan: Plan, phase_index: int) -> LMOptions:
     if PHASES[phase_index] != "sample":
         return plan.lm
-    return dataclasses.replace(plan.lm, tolerance=max(plan.lm.tolerance, _SAMPLE_TOLERANCE))
+    passes = min(plan.lm.max_passes, _SAMPLE_PASSES)
+    return dataclasses.replace(plan.lm, tolerance=max(plan.lm.tolerance, _SAMPLE_TOLERANCE), max_passes=passes)
 
 
 def _astray(lm: LMState) -> bool:
@@ -256,11 +258,13 @@ def _after_sample(state: FitState) -> FitState:
     if not levenberg.done(state.lm):
         return state
     q = state.lm.at
-    good = q is not None and q.finite()
+    good = q is not None and q.finite() and Status.of(state.lm.status) is not Status.MAX_PASSES
     x = state.lm.x if good else state.x0
     sampled = q.cost / max(q.count, 1) if good and q is not None else np.nan
     lm = levenberg.start(x, state.lower, state.upper)
-    return dataclasses.replace(state, lm=lm, sampled=sampled, phase=PHASES.index("gauss-newton"))
+    # Without a use for the sample's end this is the second beginning; `first` is of the sample and not of all data.
+    again = state.restarted or not good
+    return dataclasses.replace(state, lm=lm, sampled=sampled, restarted=again, phase=PHASES.index("gauss-newton"))
 
 
 def _after_gauss_newton(state: FitState) -> FitState:
