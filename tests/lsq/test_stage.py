@@ -151,7 +151,7 @@ def test_says_how_it_gets_on(job, tmp_path):
         told.append((stage.figures(state), stage.steps(state)))
     phases = list(dict.fromkeys(f["phase"] for f, _ in told))
     assert phases[0] == "multi-start round 1"
-    assert phases[-3:] == ["warm-up", "gauss-newton", "done"]
+    assert phases[-4:] == ["warm-up", "gauss-newton", "results", "done"]
     counts = [done for _, (done, _) in told]
     assert counts == sorted(counts)
     assert told[-1][1][0] == told[-1][1][1]

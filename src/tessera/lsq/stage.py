@@ -177,7 +177,8 @@ class FitStage(Loop):
         if self._made is None:  # just restored
             return {}
         fit = self._fit(state)
-        told: dict[str, float | str] = {"phase": fit.name} | _cost(fit)
+        ended = hybrid.done(fit) and not self.done(state)  # what is left is the covariance, and what the job wants
+        told: dict[str, float | str] = {"phase": "results" if ended else fit.name} | _cost(fit)
         if fit.name == "warm-up" and fit.warm is not None:
             told["gradient"] = float(np.linalg.norm(fit.warm.gradient))
         elif fit.lm is not None and fit.lm.at is not None:
