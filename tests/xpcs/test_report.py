@@ -1,5 +1,7 @@
 """The report's sections show the fit's numbers, and every picture is a picture."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from xpcs.made_fits import made_finding
@@ -31,6 +33,15 @@ def test_numbers_and_pictures(view):
     figures = [f for s in (parameters, against, how, data) for f in s.figures]
     assert len(figures) == 6
     assert all(f.image.startswith(b"\x89PNG") and f.caption for f in figures)
+
+
+def test_a_robust_fit_is_called_one(tmp_path):
+    (tmp_path / "results").mkdir()
+    finding = dataclasses.replace(made_finding(), loss=("huber", 1.5), errors="sandwich")
+    write_fit(tmp_path / "results" / "fit.h5", *fit_arrays(finding))
+    parameters = sections(RunView(tmp_path, {}, [], {}))[0]
+    assert "Loss huber, not quadratic from 1.5 standard errors on, per degree" in parameters.text
+    assert "(sandwich)" in parameters.tables[0].caption
 
 
 def test_an_unfinished_run_says_so(tmp_path):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
 
@@ -38,6 +39,10 @@ _CONVERGENCE: Final = (
     "Left: cost above its lowest value. Middle: how far the next step would go, in standard errors; the fit ends far "
     "below 1. Right: trust radius and length of the steps. Many crosses: the start was far off."
 )
+_ERRORS: Final = {
+    "hessian": "from the curvature at the minimum and the scatter of the residuals",
+    "sandwich": "from the curvature at the minimum and the residuals where they are (sandwich)",
+}
 _CORRELATIONS: Final = "Correlation of the fitted parameters. ±1: only a combination of the two is determined."
 
 
@@ -60,7 +65,7 @@ def _parameters(found: Found) -> Section:
     facts = found.attributes
     text = (
         f"{facts['message'][:1].upper()}{facts['message'][1:]}; after {facts['passes']} passes over the data. "
-        f"χ² per degree of freedom {facts['reduced']:.4g} with a noise of {facts['sigma']:.3g}; "
+        f"{_cost_name(facts)} per degree of freedom {facts['reduced']:.4g} with a noise of {facts['sigma']:.3g}; "
         f"{facts['points']} independent points, {facts['rejected']} left out; quality: {facts['quality_flag']}."
     )
     stuck = set(facts["at_bounds"])
@@ -74,9 +79,16 @@ def _parameters(found: Found) -> Section:
         rows.append((name, x, error, unit, limits, remark))
     rows += [(name, float(value), None, units.get(name, ""), "", "fixed") for name, value in facts["fixed"].items()]
     columns = ("parameter", "value", "standard error", "unit", "bounds", "remark")
-    caption = "Errors are one standard deviation, from the curvature at the minimum and the scatter of the residuals."
+    caption = f"Errors are one standard deviation, {_ERRORS[facts['kind_of_errors']]}."
     figure = Figure(plots.transport(found["times"], _curves(found)), _TRANSPORT)
     return Section("Parameters", text, [Table(columns, rows, caption)], [figure])
+
+
+def _cost_name(facts: Mapping[str, Any]) -> str:
+    """Say what was minimised."""
+    if facts["loss"] == "linear":
+        return "χ²"
+    return f"Loss {facts['loss']}, not quadratic from {facts['loss_scale']:g} standard errors on,"
 
 
 def _curves(found: Found) -> list[tuple[str, Floats, Floats]]:
