@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,21 @@ def compile_kernels(root: Path) -> Path:
             for source in sources:
                 objects.append(str(Path(folder_of_objects, f"{source.stem}_{suffix}.o")))
                 target = [f"-march={march}"] if march else []
-                defines = [f"-DLEVEL={suffix}", f"-DLANES={lanes}"]
+                defines = [f"-DLEVEL={suffix}", f"-DLANES={lanes}", f"-DSOURCES={checksum(folder)}u"]
                 _run([*compiler, *FLAGS, *target, *defines, "-c", str(source), "-o", objects[-1]])
         # Put in place at once: a process that has the old one mapped keeps it.
         fresh = library.with_suffix(f".{os.getpid()}.tmp")
         _run([*compiler, "-shared", "-o", str(fresh), *objects, "-lm"])
         fresh.replace(library)
     return library
+
+
+def checksum(folder: Path) -> int:
+    """Return a number that tells one version of the sources from another, as `tessera.xpcs.native` computes it."""
+    total = 0
+    for path in sorted([*folder.glob("*.c"), *folder.glob("*.h")], key=lambda p: p.name):
+        total = zlib.crc32(path.read_bytes(), total)
+    return total
 
 
 def _run(command: list[str]) -> None:

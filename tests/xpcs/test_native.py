@@ -80,6 +80,22 @@ def test_a_missing_library_is_named_with_the_remedy(monkeypatch, tmp_path):
         native.functions.cache_clear()
 
 
+def test_a_library_of_other_sources_is_refused(monkeypatch, tmp_path):
+    """After a `git pull` without an installation its structs may be others."""
+    shutil.copytree(CHECKOUT / "src/tessera/xpcs/native", tmp_path / "native")
+    monkeypatch.setattr(native, "_LIBRARY", tmp_path / "native" / "kernels.so")
+    native.functions.cache_clear()
+    try:
+        assert native.functions(native.level())
+        native.functions.cache_clear()
+        with (tmp_path / "native" / "flow.h").open("a") as header:
+            header.write("/* changed */\n")
+        with pytest.raises(KernelError, match=r"built from another version of the sources; install Tessera again"):
+            native.functions(native.level())
+    finally:
+        native.functions.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("compiler", "said"),
     [("no-such-compiler", r"need a C compiler.*no-such-compiler.*CC="), ("false", "could not build Tessera's kernels")],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,10 @@ STATIC_FUNCTIONS: Final = 4
 EXTRA_SUMS: Final = 3
 
 _LIBRARY: Final = Path(__file__).with_name("kernels.so")
+_REMEDY: Final = (
+    "install Tessera again on this machine: pip install -e . in the checkout, or with the wheel pip install "
+    "--force-reinstall --no-deps"
+)
 _NO_MEMORY: Final = "no memory for the buffers of a pass"
 _AFTER: Final = 17  # doubles of the C struct `after`
 _NEEDED: Final = {"v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}, "v3": {"avx2", "fma", "bmi2"}}
@@ -92,16 +97,17 @@ def functions(suffix: str) -> dict[str, Callable[..., Any]]:
     Raises
     ------
     KernelError
-        If the library is missing or cannot be loaded.
+        If the library is missing, cannot be loaded, or was built from other sources than those beside it.
     """
     try:
         library = ctypes.CDLL(str(_LIBRARY))
     except OSError as error:
-        msg = (
-            f"the compiled kernels {_LIBRARY} cannot be loaded ({error}); install Tessera again on this machine: "
-            "pip install -e . in the checkout, or pip install --force-reinstall --no-deps with the wheel"
-        )
+        msg = f"the compiled kernels {_LIBRARY} cannot be loaded ({error}); {_REMEDY}"
         raise KernelError(msg) from error
+    built = getattr(library, f"sources_{suffix}", None)
+    if built is None or ctypes.c_uint(built()).value != _checksum():
+        msg = f"the compiled kernels {_LIBRARY} were built from another version of the sources; {_REMEDY}"
+        raise KernelError(msg)
     pointer, size = ctypes.c_void_p, ctypes.c_ssize_t
     kinds: dict[str, tuple[Any, list[Any]]] = {
         "flow_square": (ctypes.c_int, [pointer, pointer, pointer]),
@@ -118,6 +124,14 @@ def functions(suffix: str) -> dict[str, Callable[..., Any]]:
         function.restype, function.argtypes = result, arguments
         found[name] = function
     return found
+
+
+def _checksum() -> int:
+    """Return a number that tells one version of the C sources from another; ``hatch_build.py`` computes the same."""
+    folder, total = _LIBRARY.parent, 0
+    for path in sorted([*folder.glob("*.c"), *folder.glob("*.h")], key=lambda p: p.name):
+        total = zlib.crc32(path.read_bytes(), total)
+    return total
 
 
 def aligned(shape: tuple[int, ...]) -> Floats:

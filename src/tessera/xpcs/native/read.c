@@ -3,6 +3,10 @@
 
 #include "lanes.h"
 
+#ifndef SOURCES
+#define SOURCES 0u
+#endif
+
 enum { ACROSS = 64 /* columns that are transposed at a time: they stay in the first-level cache */ };
 
 typedef float unaligned_floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -77,3 +81,6 @@ EXPORT void NAME(sum_squares)(const double *y, ptrdiff_t n_phi, ptrdiff_t size, 
         out[2 * angle + 1] = total(squares);
     }
 }
+
+/* Return from which sources the library was built. */
+EXPORT unsigned NAME(sources)(void) { return SOURCES; }
