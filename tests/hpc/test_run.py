@@ -178,11 +178,16 @@ def test_a_unit_that_kills_its_process_is_quarantined_in_the_end(toy):
     assert "died in 2 attempts" in run.quarantined()["squares"]["u00002"]["error"]
 
 
+BROKEN_OFF = (1, 9)
+"""What mpiexec itself answers when a rank has failed: its code, or on a busy machine the signal by which the others were
+ended. Both are 1 to a user (`hpc.launch.local`)."""
+
+
 def test_a_rank_that_raises_ends_the_job_in_seconds(toy):
     start = time.monotonic()
     run = toy(ranks=3, fail_setup_on=1)
     assert time.monotonic() - start < 20
-    assert run.code == 1
+    assert run.code in BROKEN_OFF
     failure = run.json("failure.json")
     assert (failure["rank"], failure["stage"]) == (1, "setup")
     assert failure["error"] == "RuntimeError: this rank cannot set up"
@@ -192,7 +197,7 @@ def test_a_rank_that_raises_ends_the_job_in_seconds(toy):
 
 def test_fail_fast_names_rank_and_unit(toy):
     run = toy(ranks=2, fail=["u00007"], engine={"fail_fast": True, "retries": 0})
-    assert run.code == 1
+    assert run.code in BROKEN_OFF
     assert run.json("failure.json")["unit"] == "u00007"
     assert "unit u00007" in run.output
 
