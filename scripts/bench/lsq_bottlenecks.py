@@ -7,12 +7,12 @@ counts little. What NLSQ does is written out beside it, as its code has it (vers
 from __future__ import annotations
 
 import resource
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lsq_parts import cpu
 from lsq_problems import PROBLEMS, load, make
 
 CHUNK = 10_000
@@ -39,17 +39,6 @@ def bottlenecks(folder: Path, _digits: Sequence[int]) -> None:
         ("8 telemetry always on", "`off`, `basic`, `detailed`", _telemetry()),
     ):
         print(f"| {name} | {what} | {measured} |", flush=True)
-
-
-def cpu(call: Callable[[], Any], times: int = 5) -> float:
-    """Return the median CPU time of a call after a first one, s."""
-    call()
-    spent = []
-    for _ in range(times):
-        start = time.process_time()
-        call()
-        spent.append(time.process_time() - start)
-    return float(np.median(spent))
 
 
 class _Passes:

@@ -61,10 +61,11 @@ def _one_chunk(folder: Path, case: str, size: int) -> tuple[float, float]:
         r = y - f(x, *p)
         np.asarray(j.T @ j), np.asarray(j.T @ r), float(jnp.sum(r * r))
 
-    return _median(lambda: objective.evaluate(start)) / _CHUNKS, _median(theirs)
+    return cpu(lambda: objective.evaluate(start)) / _CHUNKS, cpu(theirs)
 
 
-def _median(call: Any, times: int = 7) -> float:
+def cpu(call: Any, times: int = 7) -> float:
+    """Return the median CPU time of a call after a first one, s."""
     call()
     spent = []
     for _ in range(times):
