@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tessera.lsq import hybrid, levenberg
+from tessera.lsq import hybrid, levenberg, subproblem
 from tessera.lsq.cg import steihaug
 from tessera.lsq.fit_model import run
 from tessera.lsq.hybrid import Plan
@@ -278,3 +278,18 @@ def test_the_state_machine_makes_one_pass_a_step():
         state = levenberg.step(state, objective.evaluate, LMOptions())
         assert len(objective.asked) == before + 1
     assert state.passes == len(objective.asked) == len(state.history)
+
+
+def test_parameters_without_room_are_not_let_go_again_and_again(monkeypatch):
+    """Bounds that coincide hold a parameter; each attempt to move it would be a solution of the whole problem."""
+    solved = []
+    inner = subproblem._solve
+    monkeypatch.setattr(subproblem, "_solve", lambda *given: solved.append(1) or inner(*given))
+    rng = np.random.default_rng(2)
+    problem = Linear(rng.normal(size=(9, 4)), rng.normal(size=9), 1e-12)
+    x = np.ones(4)
+    box = Bounds(np.where([1, 1, 0, 0], x, -np.inf), np.where([1, 1, 0, 0], x, np.inf))
+    step = bounded_step(problem, x, np.ones(4), box, radius=np.inf, linear=np.zeros(0, np.intp), reflective=False)
+    expected = np.linalg.lstsq(problem.a[:, 2:], -problem.b, rcond=None)[0]
+    np.testing.assert_allclose(step.d, [0, 0, *expected], atol=1e-12)
+    assert len(solved) == 1

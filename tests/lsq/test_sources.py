@@ -91,12 +91,13 @@ def test_every_source_can_be_read_from_any_chunk(source):
         np.testing.assert_array_equal(source.read(index).y, expected[index])
 
 
+def resident():
+    """Bytes of this process in memory."""
+    return int((Path("/proc/self/statm")).read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def test_memory_maps_are_not_kept_in_memory(tmp_path):
     """20 MB are read through a map; what stays resident is a fraction of that."""
-
-    def resident():
-        return int((Path("/proc/self/statm")).read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
     big = np.lib.format.open_memmap(tmp_path / "y.npy", mode="w+", dtype=float, shape=(2_500_000,))
     big[:] = np.arange(big.size)
     del big
@@ -111,6 +112,18 @@ def test_memory_maps_are_not_kept_in_memory(tmp_path):
     private = np.load(tmp_path / "y.npy", mmap_mode="c")
     private[5] = -1
     assert ArraySource(private, private).read(0).y[5] == -1
+
+
+def test_a_transposed_map_is_not_kept_in_memory(tmp_path):
+    big = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=float, shape=(1_250_000, 2))
+    big[:] = np.arange(len(big))[:, None]
+    del big
+    x = np.load(tmp_path / "x.npy", mmap_mode="r")
+    source, total, before = ArraySource(x.T, np.zeros(len(x)), chunk_size=50_000), 0.0, resident()
+    for _, chunk in prefetched(source, range(source.n_chunks)):
+        total += chunk.x.sum()
+    assert total == len(x) * (len(x) - 1)
+    assert resident() - before < 6e6
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

@@ -7,6 +7,7 @@ import pytest
 from xpcs.problems import FLOW, FLOW_START, GAP, PHI, SCALING, Q, direct_quadratic, noisy, times_of
 
 import tessera.xpcs.objective
+from tessera.xpcs import first_fit
 from tessera.xpcs.dataset import ArrayC2
 from tessera.xpcs.errors import ParameterError, XpcsInputError
 from tessera.xpcs.fit import fit
@@ -101,6 +102,25 @@ def test_float32_data_are_fitted_in_float64():
     single = fit(c2, phi, q=Q, gap=GAP, times=times_of(80), p0=FLOW_START)
     double = fit(c2.astype(float), phi, q=Q, gap=GAP, times=times_of(80), p0=FLOW_START)
     np.testing.assert_array_equal(single.x, double.x)
+
+
+def test_the_first_fit_goes_on_from_what_was_saved_at_any_pass():
+    """From a start that is so poor that constant rates are looked at as well."""
+    phi = PHI[::3]
+    c2 = noisy(FLOW, 80, phi)
+    objective = XpcsObjective(c2, phi, q=Q, gap=GAP, times=times_of(80), scaling="shared")
+    far = np.array([1e5, 2.0, 1e5, 0.5, 2.0, 0.1, -10.0, 0.5, 1.0])
+    fits = first_fit.FirstFits(objective.lower, objective.upper)
+    straight = saved = fits.begin(objective, [far])
+    looked = False
+    while not straight.done:
+        straight = fits.step(straight, objective)
+        saved = fits.step(first_fit.from_arrays(first_fit.to_arrays(saved)), objective)
+        looked |= saved.looking
+    assert looked
+    assert saved.done
+    for name, value in first_fit.to_arrays(straight).items():
+        np.testing.assert_array_equal(first_fit.to_arrays(saved)[name], value)
 
 
 def test_importing_and_fitting_needs_neither_jax_nor_scipy():

@@ -154,7 +154,7 @@ def limits(
         for name, (low, high) in bounds.items():
             k = names.index(name)
             if k >= len(objective.parameters):
-                msg = f"bounds of {name} are {lower[k]} … {upper[k]}: contrast and offset are eliminated, not searched"
+                msg = f"bounds of {name} are {lower[k]} … {upper[k]}: those of contrast and offset cannot be set"
                 raise ParameterError(msg)
             lower[k], upper[k] = low, high
     elif bounds is not None:

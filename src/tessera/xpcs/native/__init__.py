@@ -205,12 +205,12 @@ def block(place: tuple[int, int, int, int], y: Floats, weight: Floats | None) ->
     return Kept(_Block(*place, y.shape[-1], _address(y), _address(weight)), y, weight)
 
 
-def flow_sums(at: Kept, data: Kept, out: Floats, *, diagonal: bool, suffix: str | None = None) -> None:
+def flow_sums(at: Kept, data: Kept, out: Floats, *, diagonal: bool) -> None:
     """Add the sums over a block to ``out``, shape (n_phi, 83): as `tessera.xpcs.kernel.combined` takes them.
 
     On the diagonal, only pairs above it are summed.
     """
-    function = functions(suffix or level())["flow_square" if diagonal else "flow_rectangle"]
+    function = functions(level())["flow_square" if diagonal else "flow_rectangle"]
     if function(at.at, data.at, out.ctypes.data):
         raise MemoryError(_NO_MEMORY)
 
@@ -228,16 +228,16 @@ def strip(place: tuple[int, int, int], square: Floats, rest: Floats, weights: tu
     return Kept(_Strip(*place, rest.shape[-1], *(_address(a) for a in arrays)), *arrays)
 
 
-def static_after(at: Kept, views: np.ndarray[Any, np.dtype[np.intp]], suffix: str | None = None) -> Floats:
+def static_after(at: Kept, views: np.ndarray[Any, np.dtype[np.intp]]) -> Floats:
     """Return the sums over the times after each strip that involve no data, shape (n_strips, …)."""
     out = np.empty((views.size, _AFTER))
-    functions(suffix or level())["static_after"](at.at, views.ctypes.data, views.size, out.ctypes.data)
+    functions(level())["static_after"](at.at, views.ctypes.data, views.size, out.ctypes.data)
     return out
 
 
-def static_sums(at: Kept, data: Kept, view: int, after: Floats, out: Floats, suffix: str | None = None) -> None:
+def static_sums(at: Kept, data: Kept, view: int, after: Floats, out: Floats) -> None:
     """Add the sums over a strip to ``out``, shape (n_phi, 27): as `tessera.xpcs.kernel.combined` takes them."""
-    if functions(suffix or level())["static_sums"](at.at, data.at, view, after.ctypes.data, out.ctypes.data):
+    if functions(level())["static_sums"](at.at, data.at, view, after.ctypes.data, out.ctypes.data):
         raise MemoryError(_NO_MEMORY)
 
 

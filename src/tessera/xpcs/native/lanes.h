@@ -18,7 +18,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define EXPORT __attribute__((visibility("default")))
 
-/* Rows of C2 that are worked on together, and the multiple of it that rows of padded arrays have. */
+/* Rows of C2 that are worked on together, and what the rows of padded arrays are multiples of, in elements. */
 enum { ROWS = 32, PAD = 8 };
 
 typedef double vec __attribute__((vector_size(8 * LANES)));
