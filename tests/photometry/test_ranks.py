@@ -19,12 +19,12 @@ FILES = ("catalog.ecsv", "catalog.fits", "epsf_g.fits", "epsf_i.fits", "white.fi
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory) -> Path:
-    """A small sky: 60 sources on three frames of 300 pixels."""
+    """A small sky, whose patches still take so long that a signal sent at the first one meets the others."""
     folder = tmp_path_factory.mktemp("sky")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(SCRIPTS)
         demo = importlib.import_module("demo_scene")
-        for name, value in {"SIZE": 300, "STARS": 45, "GALAXIES": 15, "BAD_PIXELS": 50}.items():
+        for name, value in {"SIZE": 450, "STARS": 100, "GALAXIES": 35, "BAD_PIXELS": 100}.items():
             patch.setattr(demo, name, value)
         demo.main([str(folder), "--seed", "3"])
     return folder
@@ -39,7 +39,7 @@ def command(scene: Path, run: Path, ranks: int, threads: int) -> list[str]:
             "job.epsf.epsf_ngrid=2",
             "job.epsf.final_psf_size=35",
             "job.epsf.cutout_size=41",
-            "job.patches.patch_size=60",
+            "job.patches.patch_size=40",
         ),
         *(f"run.dir={run}", f"cluster.ranks={ranks}", f"cluster.threads_per_process={threads}"),
     ]
@@ -75,11 +75,11 @@ def patches_done(run: Path) -> int:
 @pytest.mark.parametrize(("before", "after", "number"), [(2, 3, signal.SIGINT), (3, 1, signal.SIGTERM)])
 def test_a_stop_and_a_resume_do_not_show(scene, reference, tmp_path, before, after, number):
     run = tmp_path / "run"
-    quick = [*command(scene, run, before, 1), "engine.heartbeat=0.1"]  # or all patches are done when the first is seen
+    quick = [*command(scene, run, before, 1), "engine.heartbeat=0.1"]  # s, to see the first patch early
     process = subprocess.Popen(quick, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 200
     while patches_done(run) == 0 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.01)
     process.send_signal(number)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 75, output
