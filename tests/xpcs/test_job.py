@@ -119,9 +119,13 @@ def test_the_truth_of_a_flow_is_found(one_rank):
 
 
 @pytest.mark.mpi
-def test_two_ranks_give_the_same_bits(flow_file, one_rank, tmp_path):
-    run = tmp_path / "run"
-    two = words(flow_file, run, **{"cluster.ranks": 2, "job.experimental_data.in_memory": "false"})
+@pytest.mark.parametrize("stored", ["whole", "in chunks"])
+def test_two_ranks_give_the_same_bits(flow_file, one_rank, tmp_path, stored):
+    run, file = tmp_path / "run", flow_file
+    if stored == "in chunks":
+        file = tmp_path / flow_file.name  # which the results hold
+        write_aps_u(file, flow(120).noisy(NOISE, seed=5), PHI, np.array([Q]), compression="lzf")
+    two = words(file, run, **{"cluster.ranks": 2, "job.experimental_data.in_memory": "false"})
     done = subprocess.run(command(*two), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert bits(run / "results") == bits(one_rank / "results")

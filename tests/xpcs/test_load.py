@@ -1,8 +1,11 @@
 """Files of the three layouts give back the matrices that were written, in whole and by blocks; bad ones say why."""
 
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
+from h5py import h5d, h5p, h5s, h5t, h5z
 
 from tessera.xpcs.dataset import ArrayC2
 from tessera.xpcs.errors import DataQualityError, SelectionError, XpcsFileError, XpcsInputError
@@ -21,18 +24,36 @@ def load(path, **selection):
     return load_file(path, Selection(**selection))
 
 
+def store_again(path, **options):
+    """Store the matrices of a file in another way."""
+    with h5py.File(path, "a") as handle:
+        maps = handle["xpcs/twotime/correlation_map"]
+        for name in list(maps):
+            values = maps[name][()]
+            del maps[name]
+            maps.create_dataset(name, data=values, **options)
+
+
+def bytes_read():
+    """Return how many bytes this process has read from files so far."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
 @pytest.fixture(scope="module")
 def c2():
     random = np.random.default_rng(1).normal(1.2, 0.1, (PHI.size, N, N))
     return random + random.transpose(0, 2, 1) - 1.2
 
 
-@pytest.fixture(params=["aps_u", "aps_old", "npz", "npz_plain"])
+@pytest.fixture(params=["aps_u", "aps_u_whole", "aps_u_tiles", "aps_old", "npz", "npz_plain"])
 def file(request, tmp_path, c2):
     """The same matrices in each layout, among others of another wavevector."""
     path = tmp_path / ("data.npz" if request.param.startswith("npz") else "data.h5")
-    if request.param == "aps_u":
-        write_aps_u(path, [*(c2 + 3), *c2], PHI, np.array([0.003, Q]))
+    if request.param.startswith("aps_u"):
+        compression = "lzf" if request.param == "aps_u_whole" else None  # as boost_corr writes
+        write_aps_u(path, [*(c2 + 3), *c2], PHI, np.array([0.003, Q]), compression=compression)
+        if request.param == "aps_u_tiles":
+            store_again(path, chunks=(10, 7), compression="gzip")
     elif request.param == "aps_old":
         order = np.arange(2 * PHI.size).reshape(2, -1).T.ravel()  # the two rings mixed
         both = np.concatenate([c2, c2 + 3])[order]
@@ -72,9 +93,10 @@ def test_a_block_of_rows_is_a_block_of_the_matrix(file, c2, first, end):
 
 
 @pytest.mark.parametrize("keep", [np.triu, np.tril, lambda m: m])
-def test_whichever_half_is_stored(tmp_path, c2, keep):
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_whichever_half_is_stored(tmp_path, c2, keep, compression):
     path = tmp_path / "data.h5"
-    write_aps_u(path, c2, PHI, np.array([Q]))
+    write_aps_u(path, c2, PHI, np.array([Q]), compression=compression)
     with h5py.File(path, "a") as handle:
         for number, matrix in enumerate(c2, start=1):
             handle[f"xpcs/twotime/correlation_map/c2_{number:05d}"][...] = keep(matrix)
@@ -87,6 +109,61 @@ def test_float32_stays_float32(tmp_path, c2):
     path = tmp_path / "data.h5"
     write_aps_u(path, c2.astype(np.float32), PHI, np.array([Q]))
     assert load(path, dt=DT).rows.dtype == np.float32
+
+
+@pytest.mark.parametrize(("compression", "most"), [("lzf", 1.1), (None, 0.8)])
+def test_little_more_is_read_than_is_needed(tmp_path, compression, most):
+    """A chunk that is larger than HDF5's cache is decoded once; without chunks the empty half is not read."""
+    path, n = tmp_path / "data.h5", 1100
+    noise = np.random.default_rng(3).normal(1.2, 0.1, (2, n, n))
+    write_aps_u(path, noise, PHI[:2], np.array([Q]), compression=compression)
+    whole, before = path.stat().st_size, bytes_read()
+    rows = load(path, dt=DT).rows
+    for first in range(0, rows.n_t, 32):
+        for angle in range(2):
+            block = rows.rows(angle, first, min(first + 32, rows.n_t))
+            np.testing.assert_array_equal(block[0], noise[angle, 1 + first, 1 + first :])
+    assert bytes_read() - before < most * whole
+
+
+@pytest.mark.parametrize(("name", "remedy"), [("data.h5", "h5repack"), ("data.npz", "the HDF5 file")])
+def test_what_memory_has_no_room_for_is_not_unpacked(tmp_path, c2, monkeypatch, name, remedy):
+    path = tmp_path / name
+    if name.endswith("h5"):
+        write_aps_u(path, c2, PHI, np.array([Q]), compression="lzf")
+    else:
+        write_cache(path, c2, PHI, DT * np.arange(N), Q)
+    monkeypatch.setattr("tessera.xpcs.memory._available", lambda: 1000)
+    with pytest.raises(XpcsFileError, match=rf"{name}: .* unpacked once per node, .* available here; .*{remedy}"):
+        load(path, dt=DT)
+
+
+def test_chunks_that_cannot_be_decoded_say_why(tmp_path, c2):
+    path = tmp_path / "data.h5"
+    write_aps_u(path, c2, PHI, np.array([Q]), compression="gzip")
+    with h5py.File(path) as handle:
+        chunk = handle["xpcs/twotime/correlation_map/c2_00002"].id.get_chunk_info(0)
+    content = bytearray(path.read_bytes())
+    content[chunk.byte_offset + 100 : chunk.byte_offset + 200] = bytes(100)
+    path.write_bytes(content)
+    with pytest.raises(XpcsFileError, match=r"data\.h5: .* of /xpcs/\S*/c2_00002 cannot be read .*copy it again"):
+        load(path, dt=DT)
+
+
+def test_a_filter_that_is_not_installed_is_named(tmp_path, c2):
+    path = tmp_path / "data.h5"
+    write_aps_u(path, c2[:1], PHI[:1], np.array([Q]))
+    created = h5p.create(h5p.DATASET_CREATE)
+    created.set_chunk((N, N))
+    created.set_filter(32999, h5z.FLAG_OPTIONAL)  # nobody's
+    with h5py.File(path, "a") as handle:
+        maps = handle["xpcs/twotime/correlation_map"]
+        del maps["c2_00001"]
+        space = h5s.create_simple((N, N))
+        data = h5d.create(maps.id, b"c2_00001", h5t.NATIVE_DOUBLE, space, created)
+        data.write_direct_chunk((0, 0), bytes(500))
+    with pytest.raises(XpcsFileError, match=r"c2_00001 is compressed by filter 32999 .*HDF5_PLUGIN_PATH"):
+        load(path, dt=DT)
 
 
 def test_an_array_is_averaged_with_its_transpose():

@@ -1,24 +1,29 @@
 """Two-time HDF5 files of the Advanced Photon Source, in the layouts of before and after its upgrade.
 
-Both hold the upper half of each symmetric matrix; blocks of rows are read when they are needed, so that data larger
-than memory can be fitted. The layouts are those that homodyne's ``xpcs_loader`` reads.
+Both hold the upper half of each symmetric matrix. Where it is stored without chunks, blocks of rows are read when they
+are needed, so that data larger than memory can be fitted. boost_corr, which writes the files of APS-U, compresses each
+matrix as one chunk: a block of rows would cost decoding all of it, so chunks are decoded once. The layouts are those
+that homodyne's ``xpcs_loader`` reads.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import h5py
 import numpy as np
+from h5py import h5d, h5f, h5p, h5z
 from numpy.typing import NDArray
 
 from tessera.xpcs.dataset import Matrix
 from tessera.xpcs.errors import XpcsFileError
+from tessera.xpcs.memory import require_memory
+from tessera.xpcs.packed import mirror, pack
 
 Half = Literal["upper", "lower", "both"]
 
@@ -30,6 +35,13 @@ _NEW: Final = (
     "xpcs/twotime/correlation_map",
 )
 _LISTED: Final = 20
+_REPACK: Final = "h5repack -f NONE -l CONTI OLD NEW"
+_LOOKED_AT: Final = 256
+"""Values of the first row and column that say which half is stored."""
+_SLOTS: Final = 100
+"""Places in the table of decoded chunks for each of them; HDF5's advice, so that few fall on the same."""
+_SIEVE: Final = 4096
+"""Bytes that HDF5 reads at once where it is asked for less; its 64 KiB are four times what a block of rows needs."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +79,11 @@ def open_file(path: Path) -> h5py.File:
         msg = f"{path} does not exist; correct job.experimental_data.file_path"
         raise XpcsFileError(msg)
     try:
-        return h5py.File(path, "r", locking=False)
+        access = h5p.create(h5p.FILE_ACCESS)
+        access.set_fclose_degree(h5f.CLOSE_STRONG)
+        access.set_file_locking(False, False)
+        access.set_sieve_buf_size(_SIEVE)
+        return h5py.File(h5f.open(bytes(path), h5f.ACC_RDONLY, access))
     except OSError as error:
         if "truncated" in str(error):
             msg = f"{path} is cut off ({error}); copy it again from where it was written"
@@ -201,12 +217,12 @@ class HalfMatrixRows:
     """
 
     def __init__(self, file: h5py.File, names: Sequence[str], first: int, end: int) -> None:
-        self._file = file
-        self._data = [file[name] for name in names]
+        self._file = file  # which closes when nobody holds it
+        self._data = [_opened(file, name) for name in names]
         self._first, self._n = first, end - first
         self._lock = threading.Lock()
-        self._halves = [_stored_half(data, file.filename) for data in self._data]
-        self._dtype = np.dtype(np.float32 if all(d.dtype == np.float32 for d in self._data) else np.float64)
+        self._halves = [_stored_half(data) for data in self._data]
+        self._dtype = dtype_of(file, names)
 
     @property
     def n_phi(self) -> int:
@@ -227,38 +243,103 @@ class HalfMatrixRows:
         """Read a block of rows, from its diagonal to the last column."""
         data, half = self._data[angle], self._halves[angle]
         start, stop, last = self._first + first, self._first + end, self._first + self._n
-        try:
-            with self._lock:
-                upper = data[start:stop, start:last] if half != "lower" else None
-                lower = data[start:last, start:stop] if half != "upper" else None
-        except OSError as error:
-            msg = f"{self._file.filename}: rows {start + 1} … {stop} of {data.name} cannot be read ({error})"
-            raise XpcsFileError(msg) from error
+        with self._lock, _explained(data, f"rows {start + 1} … {stop}"):
+            upper = data[start:stop, start:last] if half != "lower" else None
+            lower = data[start:last, start:stop] if half != "upper" else None
         if upper is None or lower is None:
             block = np.asarray(upper if lower is None else lower.T, self._dtype)
-            _mirror(block)
+            mirror(block)
             return block
         return np.asarray(0.5 * (upper + lower.T), self._dtype)
 
 
-def _mirror(block: Matrix) -> None:
-    """Fill what lies below the diagonal of a block of rows from what lies above."""
-    square = block[:, : block.shape[0]]
-    below = _below(block.shape[0])
-    square[below] = square.T[below]
+def in_chunks(file: h5py.File, names: Sequence[str]) -> bool:
+    """Say whether matrices are stored in chunks, compressed or not."""
+    return any(file[name].chunks is not None for name in names)
 
 
-@cache
-def _below(size: int) -> tuple[NDArray[np.intp], ...]:
-    return np.tril_indices(size, -1)
+def dtype_of(file: h5py.File, names: Sequence[str]) -> np.dtype[Any]:
+    """Return float32 if all matrices are that, else float64."""
+    return np.dtype(np.float32 if all(file[name].dtype == np.float32 for name in names) else np.float64)
 
 
-def _stored_half(data: h5py.Dataset, source: str) -> Half:
-    """Say which half is stored, from the first row and column: the other one holds zeros."""
-    above, below = np.any(data[0, 1:] != 0), np.any(data[1:, 0] != 0)
-    if not (above or below):
+def unpack(file: h5py.File, names: Sequence[str], frames: range, out: NDArray[Any], share: range) -> None:
+    """Decode some of the matrices, each chunk once, one matrix after the other.
+
+    Parameters
+    ----------
+    file, names
+        As for `HalfMatrixRows`.
+    frames
+        0-based.
+    out
+        Upper triangles of all matrices, shape (n_phi, packed_size); those of ``share`` are written.
+    share
+        Which matrices.
+
+    Raises
+    ------
+    XpcsFileError
+        If a matrix holds nothing but zeros or cannot be read, or there is not enough memory for all of them.
+    """
+    if share.start == 0:
+        require_memory(out.nbytes, str(file.filename), f"store it to be read piece by piece: {_REPACK}")
+    for angle in share:
+        pack(HalfMatrixRows(file, [names[angle]], frames.start, frames.stop), 0, out[angle])
+
+
+def _opened(file: h5py.File, name: str) -> h5py.Dataset:
+    """Open a dataset with room for the decoded chunks that a block of rows, and one of columns, lies in."""
+    data = file[name]
+    if data.chunks is None:
+        return data
+    _require_filters(data)
+    (rows, columns), side, size = data.chunks, data.shape[0], data.dtype.itemsize
+    down, across = -(-side // rows), -(-side // columns)
+    chunks = min(2 * (down + across), down * across)  # blocks may lie across the edges of chunks
+    del data  # a dataset that is open keeps the cache it has
+    access = h5p.create(h5p.DATASET_ACCESS)
+    access.set_chunk_cache(_SLOTS * chunks + 1, chunks * rows * columns * size, 1.0)
+    return h5py.Dataset(h5d.open(file.id, name.encode(), access))
+
+
+def _require_filters(data: h5py.Dataset) -> None:
+    """Refuse a dataset that cannot be decoded here; HDF5 would speak of folders."""
+    created = data.id.get_create_plist()
+    for code, _, _, name in (created.get_filter(k) for k in range(created.get_nfilters())):
+        if not h5z.filter_avail(code):
+            msg = (
+                f"{data.file.filename}: {data.name} is compressed by filter {code} ({name.decode() or 'no name'}), "
+                "which HDF5 does not have here; pip install hdf5plugin and set HDF5_PLUGIN_PATH to "
+                f"hdf5plugin.PLUGIN_PATH, or store the file without it: {_REPACK}"
+            )
+            raise XpcsFileError(msg)
+
+
+@contextmanager
+def _explained(data: h5py.Dataset, what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
         msg = (
-            f"{source}: {data.name} is empty (its first row and column are zero); leave its angle out by phi_filtering"
+            f"{data.file.filename}: {what} of {data.name} cannot be read ({error}); the file is damaged: copy it again "
+            "from where it was written"
         )
-        raise XpcsFileError(msg)
-    return "both" if above and below else "upper" if above else "lower"
+        raise XpcsFileError(msg) from error
+
+
+def _stored_half(data: h5py.Dataset) -> Half:
+    """Say which half is stored, from the first row and column: the other one holds zeros.
+
+    A column is a piece of every row, so a sample has to do, unless it leaves open whether there is anything.
+    """
+    for step in (max(1, data.shape[0] // _LOOKED_AT), 1):
+        with _explained(data, "the first row"):
+            above, below = np.any(data[0, 1::step] != 0), np.any(data[1::step, 0] != 0)
+        if above or below:
+            return "both" if above and below else "upper" if above else "lower"
+    msg = (
+        f"{data.file.filename}: {data.name} is empty (its first row and column are zero); leave its angle out by "
+        "phi_filtering"
+    )
+    raise XpcsFileError(msg)

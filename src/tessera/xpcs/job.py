@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,7 +16,7 @@ from tessera.lsq.stage import FitStage
 from tessera.xpcs import native, outputs
 from tessera.xpcs.dataset import Dataset
 from tessera.xpcs.errors import KernelError, XpcsInputError
-from tessera.xpcs.load import Hold, Selection, load
+from tessera.xpcs.load import Fill, Hold, Selection, load
 from tessera.xpcs.options import XpcsOptions
 from tessera.xpcs.quality import AngleQuality, assess_angle, judge
 from tessera.xpcs.stage import Loaded, gap_of, objective_of, problem_of, vectors, write_results
@@ -55,7 +55,7 @@ class XpcsJob(Job):
         """Load the data and look at every value once; the ranks share the angles."""
         options = self.options
         with explained(), ctx.timed("load"):
-            dataset, notes = self._load(_node_memory(ctx))
+            dataset, notes = self._load(ctx.shared)
             quality = _assessed(dataset, ctx)
             notes += judge(dataset, quality, omit=options.experimental_data.nan == "omit")
         sigma = options.optimization.sigma
@@ -105,24 +105,10 @@ class XpcsJob(Job):
         return dataset, [*dataset.notes, *check_units(dataset.q, dataset.dt, gap_of(self.options))]
 
 
-def _unread(shape: tuple[int, ...], dtype: np.dtype[Any], fill: Callable[[NDArray[Any]], None]) -> NDArray[Any]:
+def _unread(shape: tuple[int, ...], dtype: np.dtype[Any], fill: Fill) -> NDArray[Any]:
     """Stand in for correlations that are not needed yet."""
     del fill
     return np.broadcast_to(np.zeros((), dtype), shape)
-
-
-def _node_memory(ctx: Context) -> Hold:
-    """Return a way to keep an array once per node; one rank of each unpacks it."""
-
-    def hold(shape: tuple[int, ...], dtype: np.dtype[Any], fill: Callable[[NDArray[Any]], None]) -> NDArray[Any]:
-        def of_part(array: NDArray[Any], part: int, parts: int) -> None:
-            del parts
-            if part == 0:
-                fill(array)
-
-        return ctx.shared(shape, dtype, of_part)
-
-    return hold
 
 
 def _assessed(dataset: Dataset, ctx: Context) -> tuple[AngleQuality, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,13 @@ from tessera.xpcs.errors import SelectionError, XpcsFileError
 from tessera.xpcs.npz_cache import Cache, fill_from_cache, read_cache
 from tessera.xpcs.select import AngleRange, Indices, choose_angles, choose_frames, choose_wavevector
 
+if TYPE_CHECKING:
+    import h5py
+
 Floats = NDArray[np.float64]
-Hold: TypeAlias = Callable[[tuple[int, ...], "np.dtype[Any]", Callable[[NDArray[Any]], None]], NDArray[Any]]
+Fill: TypeAlias = Callable[[NDArray[Any], int, int], None]
+"""``fill(array, part, parts)`` writes the part-th of so many shares of an array."""
+Hold: TypeAlias = Callable[[tuple[int, ...], "np.dtype[Any]", Fill], NDArray[Any]]
 """``hold(shape, dtype, fill)`` returns an array that ``fill`` has written: a way to keep one for a whole node."""
 
 OLD_Q_TOLERANCE: Final = 0.1
@@ -57,7 +62,7 @@ class Selection:
 
 
 def load(path: Path, selection: Selection, *, exchange_key: str = "exchange", hold: Hold | None = None) -> Dataset:
-    """Open a file and select what is fitted; correlations in HDF5 stay there until they are asked for.
+    """Open a file and select what is fitted; correlations in HDF5 without chunks stay there until they are asked for.
 
     The first of the selected frames, whose time is 0, is left out, as in homodyne: D(t) may be infinite there.
 
@@ -70,7 +75,7 @@ def load(path: Path, selection: Selection, *, exchange_key: str = "exchange", ho
     exchange_key
         Group of the matrices in the old layout.
     hold
-        Where a cache is unpacked to; None: the memory of this process.
+        Where a cache, or HDF5 in chunks, is unpacked to; None: the memory of this process.
 
     Returns
     -------
@@ -87,11 +92,11 @@ def load(path: Path, selection: Selection, *, exchange_key: str = "exchange", ho
         If the times of a cache are not evenly spaced.
     """
     if path.suffix == ".npz":
-        return _load_cache(path, selection, hold)
-    return _load_hdf5(path, selection, exchange_key)
+        return _load_cache(path, selection, hold or _in_this_process)
+    return _load_hdf5(path, selection, exchange_key, hold or _in_this_process)
 
 
-def _load_cache(path: Path, selection: Selection, hold: Hold | None) -> Dataset:
+def _load_cache(path: Path, selection: Selection, hold: Hold) -> Dataset:
     cache, name = read_cache(path), path.name
     chosen, notes = _choose(cache.q, cache.phi, selection, selection.q_tolerance or 0.0, name)
     first, end = choose_frames(selection.start_frame, selection.end_frame, cache.shape[1], name)
@@ -104,8 +109,8 @@ def _load_cache(path: Path, selection: Selection, hold: Hold | None) -> Dataset:
     return Dataset(rows, cache.phi[chosen], times, q, frames, "npz", name, tuple(notes))
 
 
-def _load_hdf5(path: Path, selection: Selection, exchange_key: str) -> Dataset:
-    from tessera.xpcs.hdf5_files import HalfMatrixRows, list_matrices, open_file
+def _load_hdf5(path: Path, selection: Selection, exchange_key: str, hold: Hold) -> Dataset:
+    from tessera.xpcs.hdf5_files import list_matrices, open_file
 
     name = path.name
     file = open_file(path)
@@ -121,10 +126,25 @@ def _load_hdf5(path: Path, selection: Selection, exchange_key: str) -> Dataset:
             "job.analyzer_parameters.dt in s"
         )
         raise SelectionError(msg)
-    rows: C2Rows = HalfMatrixRows(file, [listed.names[k] for k in chosen], first + 1, end)
+    rows = _rows_of(file, [listed.names[k] for k in chosen], range(first + 1, end), hold)
     times = selection.dt * np.arange(1, end - first, dtype=np.float64)
     q = _mean_q(listed.q[chosen], notes)
     return Dataset(rows, listed.phi[chosen], times, q, (first + 2, end), listed.layout, name, tuple(notes))
+
+
+def _rows_of(file: h5py.File, names: Sequence[str], frames: range, hold: Hold) -> C2Rows:
+    """Return the rows of matrices: from the file where they can be read by rows, else unpacked."""
+    from tessera.xpcs.hdf5_files import HalfMatrixRows, dtype_of, in_chunks, unpack
+    from tessera.xpcs.packed import PackedRows, packed_size
+
+    if not in_chunks(file, names):
+        return HalfMatrixRows(file, names, frames.start, frames.stop)
+
+    def fill(out: NDArray[Any], part: int, parts: int) -> None:
+        unpack(file, names, frames, out, range(part, len(names), parts))
+
+    shape = (len(names), packed_size(len(frames)))
+    return PackedRows(hold(shape, dtype_of(file, names), fill), len(frames))
 
 
 def _choose(
@@ -180,13 +200,15 @@ def _cache_times(cache: Cache, dt: float | None, first: int, end: int, source: s
     return times[1:] if times[0] == 0 else times
 
 
-def _unpack(cache: Cache, chosen: Indices, first: int, end: int, hold: Hold | None) -> NDArray[Any]:
-    def fill(out: NDArray[Any]) -> None:
-        fill_from_cache(cache, chosen, first, end, out)
+def _unpack(cache: Cache, chosen: Indices, first: int, end: int, hold: Hold) -> NDArray[Any]:
+    def fill(out: NDArray[Any], part: int, _parts: int) -> None:
+        if part == 0:  # one compressed stream
+            fill_from_cache(cache, chosen, first, end, out)
 
-    shape = (chosen.size, end - first, end - first)
-    if hold is not None:
-        return hold(shape, cache.dtype, fill)
-    out = np.empty(shape, cache.dtype)
-    fill(out)
+    return hold((chosen.size, end - first, end - first), cache.dtype, fill)
+
+
+def _in_this_process(shape: tuple[int, ...], dtype: np.dtype[Any], fill: Fill) -> NDArray[Any]:
+    out = np.empty(shape, dtype)
+    fill(out, 0, 1)
     return out

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.xpcs.errors import XpcsFileError
+from tessera.xpcs.memory import require_memory
 
 _REQUIRED: Final = ("wavevector_q_list", "phi_angles_list", "t1", "t2", "c2_exp")
 _METADATA: Final = "cache_metadata_json"
@@ -97,11 +98,12 @@ def fill_from_cache(cache: Cache, angles: NDArray[np.intp], first: int, end: int
     Raises
     ------
     XpcsFileError
-        If the file is damaged.
+        If the file is damaged, or there is no memory for the correlations.
     """
     places = {int(angle): k for k, angle in enumerate(angles)}
     n = cache.shape[1]
     nbytes = n * n * cache.dtype.itemsize
+    require_memory(out.nbytes, str(cache.path), "fit the HDF5 file that the cache was made from")
     with _opened(cache.path) as archive, archive.open("c2_exp.npy") as stream:
         _read_header(stream, cache.path)
         for angle in range(int(angles[-1]) + 1):

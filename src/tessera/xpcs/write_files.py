@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def write_aps_u(path: Path, matrices: Iterable[NDArray[Any]], phi: NDArray[Any], q: NDArray[Any]) -> None:
+def write_aps_u(
+    path: Path, matrices: Iterable[NDArray[Any]], phi: NDArray[Any], q: NDArray[Any], *, compression: str | None = None
+) -> None:
     """Write the layout of APS-U: every wavevector with every angle, upper halves.
 
     Parameters
@@ -22,13 +24,17 @@ def write_aps_u(path: Path, matrices: Iterable[NDArray[Any]], phi: NDArray[Any],
         Symmetric, all angles of the first wavevector, then of the next; taken one at a time.
     phi, q
         deg, shape (n_phi,), and 1/Å, shape (n_q,).
+    compression
+        Of each matrix as one chunk; boost_corr writes float32 with ``lzf``. None: without chunks.
     """
     with h5py.File(path, "w") as file:
         file["xpcs/qmap/dynamic_v_list_dim0"] = np.asarray(q, np.float64)
         file["xpcs/qmap/dynamic_v_list_dim1"] = np.asarray(phi, np.float64)
         count = 0
         for count, matrix in enumerate(matrices, start=1):
-            file[f"xpcs/twotime/correlation_map/c2_{count:05d}"] = np.triu(matrix)
+            chunks = matrix.shape if compression else None
+            name = f"xpcs/twotime/correlation_map/c2_{count:05d}"
+            file.create_dataset(name, data=np.triu(matrix), compression=compression, chunks=chunks)
         file["xpcs/twotime/processed_bins"] = np.arange(1, count + 1)
 
 
