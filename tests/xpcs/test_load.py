@@ -224,8 +224,28 @@ def test_lists_and_matrices_must_agree(tmp_path, c2):
     with pytest.raises(XpcsFileError, match="6 entries, xpcs/dphilist 6 and exchange/C2T_all 3 matrices"):
         load(path, q=Q, dt=DT)
     write_aps_u(path, c2, PHI[:2], np.array([Q]))
-    with pytest.raises(XpcsFileError, match="holds bin 3, and 1 wavevectors and 2 angles make bins 1 … 2"):
+    with pytest.raises(XpcsFileError, match="holds bin 3, and the lists of both make 2 bins"):
         load(path, q=Q, dt=DT)
+
+
+def test_bins_that_were_left_out_shift_no_angles(tmp_path, c2):
+    """boost_corr counts only bins with pixels; the mapping says where in the grid they lie."""
+
+    def file(mapping):
+        path = tmp_path / f"{'_'.join(map(str, mapping))}.h5"
+        write_aps_u(path, c2[:5], PHI, np.array([0.003, Q]))
+        with h5py.File(path, "a") as handle:
+            handle["xpcs/qmap/dynamic_index_mapping"] = np.array(mapping, np.uint8)
+        return path
+
+    data = load(file([1, 3, 6, 8, 11]), q=Q, dt=DT)
+    np.testing.assert_array_equal(data.phi, PHI[[0, 2, 5]])
+    np.testing.assert_allclose(data.matrix(1), c2[3, 1:, 1:], rtol=1e-15)
+    np.testing.assert_array_equal(load(file([0, 1, 3, 8, 11]), q=0.003, dt=DT).phi, PHI[[0, 1, 3]])
+    with pytest.raises(XpcsFileError, match=r"bin 5, and .*mapping has 4 entries"):
+        load(file([1, 3, 6, 8]), q=Q, dt=DT)
+    with pytest.raises(XpcsFileError, match=r"mapping puts bin 5 at 12, .* places 0 … 11"):
+        load(file([1, 3, 6, 8, 12]), q=Q, dt=DT)
 
 
 def test_python_objects_are_not_loaded(tmp_path, c2):

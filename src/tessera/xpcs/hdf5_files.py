@@ -35,6 +35,7 @@ _NEW: Final = (
     "xpcs/twotime/correlation_map",
 )
 _LISTED: Final = 20
+_MAPPING: Final = "xpcs/qmap/dynamic_index_mapping"
 _REPACK: Final = "h5repack -f NONE -l CONTI OLD NEW"
 _LOOKED_AT: Final = 256
 """Values of the first row and column that say which half is stored."""
@@ -169,18 +170,34 @@ def _list_new(file: h5py.File, path: Path) -> Matrices:
             "one to one, so the file is damaged or was written incompletely"
         )
         raise XpcsFileError(msg)
-    number = bins.astype(np.int64) - 1
-    wrong = (number < 0) | (number >= q_values.size * phi_values.size)
-    if wrong.any():
-        msg = (
-            f"{path}: {_NEW[2]} holds bin {int(bins[wrong][0])}, and {q_values.size} wavevectors and {phi_values.size} "
-            f"angles make bins 1 … {q_values.size * phi_values.size}"
-        )
-        raise XpcsFileError(msg)
+    number = _places(file, path, bins.astype(np.int64) - 1, q_values.size * phi_values.size)
     q = np.asarray(q_values[number // phi_values.size], np.float64)
     phi = np.asarray(phi_values[number % phi_values.size], np.float64)
     paths = tuple(f"{_NEW[3]}/{key}" for key in keys)
     return Matrices("aps_u", q, phi, paths, _side(file, path, paths))
+
+
+def _places(file: h5py.File, path: Path, bins: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Return where bins lie in the grid of wavevectors and angles; all are counted from 0.
+
+    Only bins with pixels are numbered (a beam stop or a mask may empty some), and the file says which those are.
+    homodyne does not look there, and so gives the bins after an empty one the angles of their neighbours.
+    """
+    named = file[_MAPPING][()].ravel().astype(np.int64) if _MAPPING in file else np.arange(size)
+    outside = (bins < 0) | (bins >= named.size)
+    if outside.any():
+        what = f"{_MAPPING} has {named.size} entries" if _MAPPING in file else f"the lists of both make {size} bins"
+        msg = f"{path}: {_NEW[2]} holds bin {int(bins[outside][0]) + 1}, and {what}; the file is damaged"
+        raise XpcsFileError(msg)
+    places = named[bins]
+    wrong = (places < 0) | (places >= size)
+    if wrong.any():
+        msg = (
+            f"{path}: {_MAPPING} puts bin {int(bins[wrong][0]) + 1} at {int(places[wrong][0])}, and the lists of "
+            f"wavevectors and angles make places 0 … {size - 1}; the file is damaged"
+        )
+        raise XpcsFileError(msg)
+    return places
 
 
 def _side(file: h5py.File, path: Path, names: Sequence[str]) -> int:
