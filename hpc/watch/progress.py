@@ -165,5 +165,6 @@ class Progress:
         if n1 <= n0 or elapsed <= 0:
             return 0.0, None
         rate = (n1 - n0) / elapsed
-        left = stage.total - stage.done - stage.quarantined
-        return rate, max(0, left) / rate
+        if not stage.total:  # a loop that cannot know
+            return rate, None
+        return rate, max(0, stage.total - stage.done - stage.quarantined) / rate

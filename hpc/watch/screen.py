@@ -35,6 +35,12 @@ _ENOUGH = 5
 """Units of a rank before its speed says anything."""
 
 
+def pace(status: RunStatus) -> str:
+    """Return rate and, where it is known, time to go."""
+    left = "" if status.eta is None else f", {duration(status.eta)} to go"
+    return f"{speed(status.rate)}{left}"
+
+
 def duration(seconds: float | None) -> str:
     """Return a time span in at most two units, ``3 h 07 min``; an en dash if it is not known."""
     if seconds is None:
@@ -146,7 +152,7 @@ def _note(stage: StageStatus, live: RunStatus | None) -> Text:
     """Return the rest of a stage's line; ``live`` is the run if the stage is being worked on."""
     words = []
     if live is not None and live.state == "running" and live.rate:
-        words.append(f"{speed(live.rate)}, {duration(live.eta)} to go")
+        words.append(pace(live))
     elif stage.state == "done":
         words.append(duration(stage.seconds))
     elif stage.state == "pending":
@@ -242,7 +248,7 @@ def line(status: RunStatus) -> str:
     if stage.quarantined:
         text += f" ({stage.quarantined} quarantined)"
     if status.state == "running" and status.rate:
-        text += f", {speed(status.rate)}, {duration(status.eta)} to go"
+        text += f", {pace(status)}"
     if stage.figures:
         text += f"; {figures(stage)}"
     return text

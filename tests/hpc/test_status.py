@@ -3,12 +3,14 @@
 import io
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from hpc.errors import RunDirError
+from hpc.watch.progress import Progress
 from hpc.watch.screen import duration, line, listing, screen, speed
 from hpc.watch.status import find_runs, read_status
 
@@ -69,6 +71,21 @@ def test_what_a_loop_says_of_its_state_is_shown(tmp_path):
     for shown in (text(screen(status, NOW)), line(status)):
         assert "phase [warm-up]  cost 123457  points/s 2.5e+08" in shown
     assert status.as_json()["stages"][0]["figures"] == told
+
+
+def test_a_loop_that_cannot_know_its_length_promises_no_end(tmp_path):
+    run = write_run(tmp_path / "run")
+    progress = Progress(run / "progress.json")
+    progress.plan([("fit", "loop")])
+    progress.begin(0, 0)
+    for total, known in ((0, False), (10**9, True)):
+        progress.reach(3, total, {})
+        progress.write()
+        status = read_status(run)
+        assert (status.eta is not None) is known
+        for shown in (text(screen(status, time.time())), line(status)):
+            assert f"{speed(status.rate)}" in shown
+            assert ("to go" in shown) is known
 
 
 @pytest.mark.parametrize("state", ["starting", "running", "stopping"])
