@@ -364,6 +364,24 @@ def test_hdf5_truncated_missing_or_none(tmp_path):
         open_source(tmp_path / "absent.h5", Columns(("a/u",), "y"))
 
 
+def bytes_read():
+    """Return how many bytes this process has read from files so far."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def test_a_chunk_of_hdf5_larger_than_its_cache_is_decoded_once(tmp_path):
+    path, m = tmp_path / "d.h5", 1_200_000
+    noise = np.random.default_rng(4).normal(size=(m, 2))
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", data=noise, chunks=(m, 2), compression="lzf")
+        file.create_dataset("y", data=noise[:, 0], chunks=(m,), compression="lzf")
+    source, before = Hdf5Source(path, Columns(("x",), "y")), bytes_read()
+    for index in range(source.n_chunks):
+        chunk = source.read(index)
+        np.testing.assert_array_equal(chunk.x[0], chunk.y)
+    assert bytes_read() - before < 1.1 * path.stat().st_size
+
+
 def test_hdf5_damaged_within_names_the_chunk(tmp_path):
     path = tmp_path / "d.h5"
     with h5py.File(path, "w") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import h5py
 
 _SHOWN = 20
+_SLOTS = 100
+"""Places in HDF5's table of decoded chunks for each of them, so that few fall on the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +110,38 @@ class Hdf5Source:
         if missing:
             raise DataError(_lacks(self.path, missing, _datasets(file)))
         m = int(file[columns.y].shape[0]) if file[columns.y].ndim else 0
-        x: Any = [file[n] for n in columns.x]
+        x: Any = [_opened(file, n, m) for n in columns.x]
         if len(x) == 1:
             turned = x[0].ndim == 2 and x[0].shape[0] == m != x[0].shape[1]
             x = _Turned(x[0]) if turned else x[0]
         return ArraySource(
             x,
-            file[columns.y],
-            sigma=None if columns.sigma is None else file[columns.sigma],
-            mask=None if columns.mask is None else file[columns.mask],
+            _opened(file, columns.y, m),
+            sigma=None if columns.sigma is None else _opened(file, columns.sigma, m),
+            mask=None if columns.mask is None else _opened(file, columns.mask, m),
             chunk_size=self.chunk_size,
             names=_labels(self.path, columns),
         )
+
+
+def _opened(file: h5py.File, name: str, m: int) -> h5py.Dataset:
+    """Open a dataset of m points with room for the chunks at which one read ends and the next begins.
+
+    HDF5 would decode chunks that are larger than its cache again for every read.
+    """
+    import h5py
+
+    data = file[name]
+    if data.chunks is None:
+        return data
+    along = data.ndim - 1 if data.shape[-1] == m else 0
+    across = [-(-n // c) for axis, (n, c) in enumerate(zip(data.shape, data.chunks, strict=True)) if axis != along]
+    chunks, nbytes = 2 * math.prod(across), math.prod(data.chunks) * data.dtype.itemsize
+    access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+    slots, least, preemption = access.get_chunk_cache()
+    access.set_chunk_cache(max(slots, _SLOTS * chunks), max(least, chunks * nbytes), preemption)
+    del data  # a dataset that is open keeps the cache it has
+    return h5py.Dataset(h5py.h5d.open(file.id, name.encode(), access))
 
 
 class _Turned:
