@@ -275,6 +275,26 @@ def in_chunks(file: h5py.File, names: Sequence[str]) -> bool:
     return any(file[name].chunks is not None for name in names)
 
 
+def require_filters(file: h5py.File, names: Sequence[str]) -> None:
+    """See whether matrices can be decoded here; HDF5 would speak of folders.
+
+    Raises
+    ------
+    XpcsFileError
+        If one is compressed by a filter that is not installed.
+    """
+    for name in names:
+        created = file[name].id.get_create_plist()
+        for code, _, _, called in (created.get_filter(k) for k in range(created.get_nfilters())):
+            if not h5z.filter_avail(code):
+                msg = (
+                    f"{file.filename}: {name} is compressed by filter {code} ({called.decode() or 'no name'}), which "
+                    "HDF5 does not have here; pip install hdf5plugin and set HDF5_PLUGIN_PATH to "
+                    f"hdf5plugin.PLUGIN_PATH, or store the file without it: {_REPACK}"
+                )
+                raise XpcsFileError(msg)
+
+
 def dtype_of(file: h5py.File, names: Sequence[str]) -> np.dtype[Any]:
     """Return float32 if all matrices are that, else float64."""
     return np.dtype(np.float32 if all(file[name].dtype == np.float32 for name in names) else np.float64)
@@ -310,7 +330,6 @@ def _opened(file: h5py.File, name: str) -> h5py.Dataset:
     data = file[name]
     if data.chunks is None:
         return data
-    _require_filters(data)
     (rows, columns), side, size = data.chunks, data.shape[0], data.dtype.itemsize
     down, across = -(-side // rows), -(-side // columns)
     chunks = min(2 * (down + across), down * across)  # blocks may lie across the edges of chunks
@@ -318,19 +337,6 @@ def _opened(file: h5py.File, name: str) -> h5py.Dataset:
     access = h5p.create(h5p.DATASET_ACCESS)
     access.set_chunk_cache(_SLOTS * chunks + 1, chunks * rows * columns * size, 1.0)
     return h5py.Dataset(h5d.open(file.id, name.encode(), access))
-
-
-def _require_filters(data: h5py.Dataset) -> None:
-    """Refuse a dataset that cannot be decoded here; HDF5 would speak of folders."""
-    created = data.id.get_create_plist()
-    for code, _, _, name in (created.get_filter(k) for k in range(created.get_nfilters())):
-        if not h5z.filter_avail(code):
-            msg = (
-                f"{data.file.filename}: {data.name} is compressed by filter {code} ({name.decode() or 'no name'}), "
-                "which HDF5 does not have here; pip install hdf5plugin and set HDF5_PLUGIN_PATH to "
-                f"hdf5plugin.PLUGIN_PATH, or store the file without it: {_REPACK}"
-            )
-            raise XpcsFileError(msg)
 
 
 @contextmanager

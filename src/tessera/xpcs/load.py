@@ -134,11 +134,12 @@ def _load_hdf5(path: Path, selection: Selection, exchange_key: str, hold: Hold) 
 
 def _rows_of(file: h5py.File, names: Sequence[str], frames: range, hold: Hold) -> C2Rows:
     """Return the rows of matrices: from the file where they can be read by rows, else unpacked."""
-    from tessera.xpcs.hdf5_files import HalfMatrixRows, dtype_of, in_chunks, unpack
+    from tessera.xpcs.hdf5_files import HalfMatrixRows, dtype_of, in_chunks, require_filters, unpack
     from tessera.xpcs.packed import PackedRows, packed_size
 
     if not in_chunks(file, names):
         return HalfMatrixRows(file, names, frames.start, frames.stop)
+    require_filters(file, names)
 
     def fill(out: NDArray[Any], part: int, parts: int) -> None:
         unpack(file, names, frames, out, range(part, len(names), parts))
