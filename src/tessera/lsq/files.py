@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     import h5py
 
 _SHOWN = 20
-_SLOTS = 100
-"""Places in HDF5's table of decoded chunks for each of them, so that few fall on the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,23 +123,16 @@ class Hdf5Source:
 
 
 def _opened(file: h5py.File, name: str, m: int) -> h5py.Dataset:
-    """Open a dataset of m points with room for the chunks at which one read ends and the next begins.
-
-    HDF5 would decode chunks that are larger than its cache again for every read.
-    """
-    import h5py
+    """Open a dataset of m points, with room for the chunks at which one read ends and the next begins."""
+    from tessera.hdf5_cache import opened_with_room
 
     data = file[name]
     if data.chunks is None:
         return data
     along = data.ndim - 1 if data.shape[-1] == m else 0
     across = [-(-n // c) for axis, (n, c) in enumerate(zip(data.shape, data.chunks, strict=True)) if axis != along]
-    chunks, nbytes = 2 * math.prod(across), math.prod(data.chunks) * data.dtype.itemsize
-    access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
-    slots, least, preemption = access.get_chunk_cache()
-    access.set_chunk_cache(max(slots, _SLOTS * chunks), max(least, chunks * nbytes), preemption)
-    del data  # a dataset that is open keeps the cache it has
-    return h5py.Dataset(h5py.h5d.open(file.id, name.encode(), access))
+    del data
+    return opened_with_room(file, name, 2 * math.prod(across))
 
 
 class _Turned:

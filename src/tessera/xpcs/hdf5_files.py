@@ -17,9 +17,10 @@ from typing import Any, Final, Literal
 
 import h5py
 import numpy as np
-from h5py import h5d, h5f, h5p, h5z
+from h5py import h5f, h5p, h5z
 from numpy.typing import NDArray
 
+from tessera.hdf5_cache import opened_with_room
 from tessera.xpcs.dataset import Matrix
 from tessera.xpcs.errors import XpcsFileError
 from tessera.xpcs.memory import require_memory
@@ -39,8 +40,6 @@ _MAPPING: Final = "xpcs/qmap/dynamic_index_mapping"
 _REPACK: Final = "h5repack -f NONE -l CONTI OLD NEW"
 _LOOKED_AT: Final = 256
 """Values of the first row and column that say which half is stored."""
-_SLOTS: Final = 100
-"""Places in the table of decoded chunks for each of them; HDF5's advice, so that few fall on the same."""
 _SIEVE: Final = 4096
 """Bytes that HDF5 reads at once where it is asked for less; its 64 KiB are four times what a block of rows needs."""
 
@@ -326,17 +325,13 @@ def unpack(file: h5py.File, names: Sequence[str], frames: range, out: NDArray[An
 
 
 def _opened(file: h5py.File, name: str) -> h5py.Dataset:
-    """Open a dataset with room for the decoded chunks that a block of rows, and one of columns, lies in."""
+    """Open a dataset, with room for the chunks that a block of rows, and one of columns, lies in."""
     data = file[name]
     if data.chunks is None:
         return data
-    (rows, columns), side, size = data.chunks, data.shape[0], data.dtype.itemsize
-    down, across = -(-side // rows), -(-side // columns)
-    chunks = min(2 * (down + across), down * across)  # blocks may lie across the edges of chunks
-    del data  # a dataset that is open keeps the cache it has
-    access = h5p.create(h5p.DATASET_ACCESS)
-    access.set_chunk_cache(_SLOTS * chunks + 1, chunks * rows * columns * size, 1.0)
-    return h5py.Dataset(h5d.open(file.id, name.encode(), access))
+    down, across = (-(-side // chunk) for side, chunk in zip(data.shape, data.chunks, strict=True))
+    del data
+    return opened_with_room(file, name, min(2 * (down + across), down * across))  # blocks lie across edges of chunks
 
 
 @contextmanager
