@@ -243,7 +243,7 @@ def _no_room(nbytes: int) -> str | None:
         return None
     return (
         f"a node-shared array needs {nbytes / 2**20:.0f} MiB but /dev/shm has {free / 2**20:.0f} MiB free; "
-        "enlarge it (containers: --shm-size), or use more nodes"
+        "enlarge it (containers: --shm-size), or use nodes with more memory"
     )
 
 

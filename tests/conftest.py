@@ -7,10 +7,13 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import pytest
+from h5py import h5d, h5p, h5s, h5t, h5z
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SHARED = CHECKOUT.parent / "shared"
@@ -32,6 +35,30 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the shared data folder is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture
+def bytes_read() -> Callable[[], int]:
+    """How many bytes this process has read from files so far."""
+    return lambda: int(Path("/proc/self/io").read_text().split()[1])
+
+
+@pytest.fixture
+def store_with_filter() -> Callable[[Path, str, int], None]:
+    """Store a dataset of an HDF5 file again, as if by a filter that is not installed here."""
+
+    def store(path: Path, name: str, number: int) -> None:
+        with h5py.File(path, "a") as file:
+            shape = file[name].shape
+            del file[name]
+            created = h5p.create(h5p.DATASET_CREATE)
+            created.set_chunk(shape)
+            created.set_filter(number, h5z.FLAG_OPTIONAL)
+            space = h5s.create_simple(shape)
+            data = h5d.create(file.id, name.encode(), h5t.NATIVE_DOUBLE, space, created)
+            data.write_direct_chunk((0,) * len(shape), bytes(500))
+
+    return store
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,8 @@
 """Files of the three layouts give back the matrices that were written, in whole and by blocks; bad ones say why."""
 
-from pathlib import Path
-
 import h5py
 import numpy as np
 import pytest
-from h5py import h5d, h5p, h5s, h5t, h5z
 
 from tessera.xpcs.dataset import ArrayC2
 from tessera.xpcs.errors import DataQualityError, SelectionError, XpcsFileError, XpcsInputError
@@ -32,11 +29,6 @@ def store_again(path, **options):
             values = maps[name][()]
             del maps[name]
             maps.create_dataset(name, data=values, **options)
-
-
-def bytes_read():
-    """Return how many bytes this process has read from files so far."""
-    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +104,7 @@ def test_float32_stays_float32(tmp_path, c2):
 
 
 @pytest.mark.parametrize(("compression", "most"), [("lzf", 1.1), (None, 0.8)])
-def test_little_more_is_read_than_is_needed(tmp_path, compression, most):
+def test_little_more_is_read_than_is_needed(tmp_path, bytes_read, compression, most):
     """A chunk that is larger than HDF5's cache is decoded once; without chunks the empty half is not read."""
     path, n = tmp_path / "data.h5", 1100
     noise = np.random.default_rng(3).normal(1.2, 0.1, (2, n, n))
@@ -150,18 +142,10 @@ def test_chunks_that_cannot_be_decoded_say_why(tmp_path, c2):
         load(path, dt=DT)
 
 
-def test_a_filter_that_is_not_installed_is_named(tmp_path, c2):
+def test_a_filter_that_is_not_installed_is_named(tmp_path, c2, store_with_filter):
     path = tmp_path / "data.h5"
     write_aps_u(path, c2[:1], PHI[:1], np.array([Q]))
-    created = h5p.create(h5p.DATASET_CREATE)
-    created.set_chunk((N, N))
-    created.set_filter(32999, h5z.FLAG_OPTIONAL)  # nobody's
-    with h5py.File(path, "a") as handle:
-        maps = handle["xpcs/twotime/correlation_map"]
-        del maps["c2_00001"]
-        space = h5s.create_simple((N, N))
-        data = h5d.create(maps.id, b"c2_00001", h5t.NATIVE_DOUBLE, space, created)
-        data.write_direct_chunk((0, 0), bytes(500))
+    store_with_filter(path, "xpcs/twotime/correlation_map/c2_00001", 32999)
     with pytest.raises(XpcsFileError, match=r"c2_00001 is compressed by filter 32999 .*HDF5_PLUGIN_PATH"):
         load(path, dt=DT)
 

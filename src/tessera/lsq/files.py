@@ -64,8 +64,8 @@ class Hdf5Source:
     Raises
     ------
     DataError
-        If the file is missing, damaged or truncated, a dataset is not there (the message lists what is), or shapes
-        do not fit each other.
+        If the file is missing, damaged or truncated, a dataset is not there (the message lists what is) or cannot be
+        decoded, or shapes do not fit each other.
     """
 
     def __init__(self, path: Path, columns: Columns, *, chunk_size: int = CHUNK_SIZE) -> None:
@@ -124,11 +124,15 @@ class Hdf5Source:
 
 def _opened(file: h5py.File, name: str, m: int) -> h5py.Dataset:
     """Open a dataset of m points, with room for the chunks at which one read ends and the next begins."""
-    from tessera.hdf5_cache import opened_with_room
+    from tessera.hdf5_chunks import missing_filter, opened_with_room
 
     data = file[name]
     if data.chunks is None:
         return data
+    lack = missing_filter(data)
+    if lack:
+        msg = f"{file.filename}: {name} {lack}"
+        raise DataError(msg)
     along = data.ndim - 1 if data.shape[-1] == m else 0
     across = [-(-n // c) for axis, (n, c) in enumerate(zip(data.shape, data.chunks, strict=True)) if axis != along]
     del data

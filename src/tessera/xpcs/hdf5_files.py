@@ -17,10 +17,10 @@ from typing import Any, Final, Literal
 
 import h5py
 import numpy as np
-from h5py import h5f, h5p, h5z
+from h5py import h5f, h5p
 from numpy.typing import NDArray
 
-from tessera.hdf5_cache import opened_with_room
+from tessera.hdf5_chunks import REPACK, missing_filter, opened_with_room
 from tessera.xpcs.dataset import Matrix
 from tessera.xpcs.errors import XpcsFileError
 from tessera.xpcs.memory import require_memory
@@ -37,7 +37,6 @@ _NEW: Final = (
 )
 _LISTED: Final = 20
 _MAPPING: Final = "xpcs/qmap/dynamic_index_mapping"
-_REPACK: Final = "h5repack -f NONE -l CONTI OLD NEW"
 _LOOKED_AT: Final = 256
 """Values of the first row and column that say which half is stored."""
 _SIEVE: Final = 4096
@@ -275,7 +274,7 @@ def in_chunks(file: h5py.File, names: Sequence[str]) -> bool:
 
 
 def require_filters(file: h5py.File, names: Sequence[str]) -> None:
-    """See whether matrices can be decoded here; HDF5 would speak of folders.
+    """See whether matrices can be decoded here.
 
     Raises
     ------
@@ -283,15 +282,10 @@ def require_filters(file: h5py.File, names: Sequence[str]) -> None:
         If one is compressed by a filter that is not installed.
     """
     for name in names:
-        created = file[name].id.get_create_plist()
-        for code, _, _, called in (created.get_filter(k) for k in range(created.get_nfilters())):
-            if not h5z.filter_avail(code):
-                msg = (
-                    f"{file.filename}: {name} is compressed by filter {code} ({called.decode() or 'no name'}), which "
-                    "HDF5 does not have here; pip install hdf5plugin and set HDF5_PLUGIN_PATH to "
-                    f"hdf5plugin.PLUGIN_PATH, or store the file without it: {_REPACK}"
-                )
-                raise XpcsFileError(msg)
+        lack = missing_filter(file[name])
+        if lack:
+            msg = f"{file.filename}: {name} {lack}"
+            raise XpcsFileError(msg)
 
 
 def dtype_of(file: h5py.File, names: Sequence[str]) -> np.dtype[Any]:
@@ -319,7 +313,7 @@ def unpack(file: h5py.File, names: Sequence[str], frames: range, out: NDArray[An
         If a matrix holds nothing but zeros or cannot be read, or there is not enough memory for all of them.
     """
     if share.start == 0:
-        require_memory(out.nbytes, str(file.filename), f"store it to be read piece by piece: {_REPACK}")
+        require_memory(out.nbytes, str(file.filename), f"store it to be read piece by piece: {REPACK}")
     for angle in share:
         pack(HalfMatrixRows(file, [names[angle]], frames.start, frames.stop), 0, out[angle])
 
