@@ -14,8 +14,10 @@ EXIT_DONE: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_BAD_INPUT: Final = 2
 EXIT_QUARANTINED: Final = 3
-EXIT_STOPPED: Final = 75
-"""``EX_TEMPFAIL`` of sysexits.h: stopped, saved, and worth starting again."""
+EXIT_COME_BACK: Final = 75
+"""``EX_TEMPFAIL`` of sysexits.h: stopped and saved. Of ranks: their time was over, so the job comes back by itself."""
+EXIT_TOLD_TO_STOP: Final = 76
+"""Of ranks: stopped and saved because somebody wanted it. The ``tessera`` command answers `EXIT_COME_BACK` for both."""
 
 
 class TesseraError(Exception):

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from hpc.errors import EXIT_STOPPED
 from hpc.life import Life
 
 _FAREWELL: Final = 1.0
@@ -64,4 +63,4 @@ class Grace:
             life.desk.progress.write()
             self._give_up_lock()
         time.sleep(_FAREWELL)
-        life.ranks.abort(EXIT_STOPPED)
+        life.ranks.abort(life.stop_code())

@@ -15,11 +15,11 @@ from typing import Any, Final, NoReturn
 
 from hpc.context import Context
 from hpc.desk import Desk, RemoteDesk, WorkSource
-from hpc.errors import CorruptFileError, LockLostError
+from hpc.errors import EXIT_COME_BACK, EXIT_TOLD_TO_STOP, CorruptFileError, LockLostError
 from hpc.ranks import Ranks
 from hpc.rundir import RunDir
 from hpc.settings import Settings
-from hpc.stop import StopFlag
+from hpc.stop import StopFlag, Wish
 from hpc.store.journal import Journal
 from hpc.store.lock import Claim
 from hpc.store.patience import insist
@@ -28,7 +28,7 @@ from hpc.store.writer import Writer
 from hpc.watch.progress import Pulse
 from hpc.whereabouts import Whereabouts
 
-_WISHES = ("", "requeue", "stop")
+_WISHES: Final[tuple[Wish, ...]] = ("", "requeue", "stop")
 
 _PULSES: Final = 500.0
 """Signs of life a second that rank 0 has to take at most, whatever the number of ranks (see docs/scaling.md)."""
@@ -64,6 +64,8 @@ class Life:
         Segment file by unit key of every finished map.
     saving, journal
         Of the stage this rank is in.
+    agreed
+        What the ranks last agreed on: whether to stop, and whether to come back.
     """
 
     run: RunDir
@@ -81,14 +83,20 @@ class Life:
     homes: dict[str, Mapping[str, str]] = field(default_factory=dict)
     saving: Writer | None = None
     journal: Journal | None = None
+    agreed: Wish = ""
 
     def agree_to_stop(self) -> bool:
         """Say whether any rank was told to stop. Collective."""
         mine = max(_WISHES.index(self.stop.wish), _WISHES.index(self.desk.wish if self.desk else ""))
-        agreed = self.ranks.allmax(mine)
+        agreed = self.agreed = _WISHES[self.ranks.allmax(mine)]
         if agreed and self.desk is not None:
-            self.desk.pulse(self.pulse(), "stop" if agreed == _WISHES.index("stop") else "requeue")
-        return agreed > 0
+            self.desk.pulse(self.pulse(), agreed)
+        return bool(agreed)
+
+    def stop_code(self) -> int:
+        """Return the exit code of a rank that saved and stops: it says whether the job comes back."""
+        wish = self.agreed or (self.desk.wish if self.desk else "") or self.stop.wish
+        return EXIT_TOLD_TO_STOP if wish == "stop" else EXIT_COME_BACK
 
     def start_writer(self, stage: str, writers: int = 1) -> Writer:
         """Start the writer of a stage, one of so many; it is also what a stop signal flushes."""

@@ -15,7 +15,6 @@ from hpc.errors import (
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_QUARANTINED,
-    EXIT_STOPPED,
     LockedError,
     LockLostError,
     ResultError,
@@ -73,7 +72,8 @@ def run_job(
     Returns
     -------
     int
-        Exit code, the same on every rank: 0 done, 3 done but with quarantined units, 75 stopped and resumable.
+        Exit code, the same on every rank: 0 done, 3 done but with quarantined units, 75 stopped and to come back,
+        76 told to stop.
     """
     if flag is None:
         flag = StopFlag()
@@ -189,11 +189,11 @@ def _stages(job: Job, life: Life) -> int:
     for index, stage in enumerate(stages):
         life.here.stage = stage.name
         if life.agree_to_stop():
-            return _end(life, "stopped", EXIT_STOPPED)
+            return _end(life, "stopped", life.stop_code())
         with life.ctx.timed(stage.name):
             finished = run_map(stage, index, life) if isinstance(stage, Map) else run_loop(stage, index, life)
         if not finished:
-            return _end(life, "stopped", EXIT_STOPPED)
+            return _end(life, "stopped", life.stop_code())
     life.here.stage = "report"
     _collect_timings(life)
     quarantined = bool(life.ranks.bcast(bool(life.run.quarantined()) if life.desk else None))

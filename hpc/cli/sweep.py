@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc.cli.compose import Composed, compose_run, expand, sweep_directory
-from hpc.errors import EXIT_DONE, EXIT_STOPPED, TesseraError
+from hpc.errors import EXIT_COME_BACK, EXIT_DONE, TesseraError
 from hpc.launch.outcome import resume_line
 from hpc.launch.start import start
 from hpc.launch.sweep import SEVERITY, common_cluster, submit_sweep
@@ -50,7 +50,7 @@ def sweep(overrides: Sequence[str], folders: Sequence[Path], base: Path) -> int:
     for number, member in enumerate(members):
         print(f"[{number + 1}/{len(members)}] {member.label}", flush=True)
         codes.append(_run(member))
-        if codes[-1] == EXIT_STOPPED:
+        if codes[-1] == EXIT_COME_BACK:
             break
     _print_summary(members, codes)
     from hpc.report.gather import gather

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from hpc.errors import EXIT_STOPPED
+from hpc.errors import EXIT_COME_BACK, EXIT_TOLD_TO_STOP
 from hpc.rundir import RunDir
 from hpc.watch.events import Events
 
@@ -69,7 +69,7 @@ def decide(
     progress = progress or {}
     wish = "requeue" if preempted else progress.get("wish", "")
     # When srun ends the others because one was killed, they are told to stop as well: only their own exit code counts.
-    stopped = code == EXIT_STOPPED or (wish == "requeue" and progress.get("state") == "stopped")
+    stopped = code in {EXIT_COME_BACK, EXIT_TOLD_TO_STOP} or (wish == "requeue" and progress.get("state") == "stopped")
     if stopped and wish != "requeue":
         return Verdict(requeue=False, reason="it was told to stop")
     if not stopped and (failure is not None or code <= _KILLED):
@@ -146,7 +146,7 @@ def _run(where: Path) -> RunDir:
 
 def _leave_word(run: RunDir, reason: str) -> None:
     """Let `tessera status` say why the run stands still, unless a rank has left word of its own."""
-    record = {"rank": None, "error": reason, "message": reason, "expected": True, "exit_code": EXIT_STOPPED}
+    record = {"rank": None, "error": reason, "message": reason, "expected": True, "exit_code": EXIT_COME_BACK}
     with suppress(OSError), run.failure_file.open("x", encoding="utf-8") as file:
         json.dump(record, file)
 

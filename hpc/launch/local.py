@@ -16,7 +16,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from hpc.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_QUARANTINED, EXIT_STOPPED
+from hpc.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_COME_BACK,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_QUARANTINED,
+    EXIT_TOLD_TO_STOP,
+)
 from hpc.launch.environment import rank_command, rank_environment, share_cpus
 from hpc.launch.follow import Display, display
 from hpc.launch.outcome import Ending, explain, record_silent_death
@@ -26,7 +33,7 @@ from hpc.watch.status import read_status
 _POLL: Final = 0.25
 """Seconds between looks at the run; the ranks write about once a second."""
 
-_SPOKEN: Final = frozenset({EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_QUARANTINED, EXIT_STOPPED})
+_SPOKEN: Final = frozenset({EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_QUARANTINED, EXIT_COME_BACK})
 """Exit codes with which the ranks end on their own accord."""
 
 
@@ -152,6 +159,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _exit_code(returned: int, interrupted: int) -> int:
     """Return what the ranks' end means; ranks that were told to stop and died of it can be resumed."""
+    if returned == EXIT_TOLD_TO_STOP:
+        return EXIT_COME_BACK
     if returned in _SPOKEN and not (returned == EXIT_FAILED and interrupted > 1):
         return returned
-    return EXIT_STOPPED if interrupted else EXIT_FAILED
+    return EXIT_COME_BACK if interrupted else EXIT_FAILED

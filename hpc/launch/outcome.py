@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from rich.text import Text
 
-from hpc.errors import EXIT_DONE, EXIT_FAILED, EXIT_QUARANTINED, EXIT_STOPPED
+from hpc.errors import EXIT_COME_BACK, EXIT_DONE, EXIT_FAILED, EXIT_QUARANTINED, EXIT_TOLD_TO_STOP
 from hpc.watch.failure import Failure, last_lines
 from hpc.watch.screen import duration
 from hpc.watch.status import RunStatus, read_status
@@ -53,7 +53,7 @@ def explain(ending: Ending) -> Text:
     status = read_status(ending.run)
     if ending.code in {EXIT_DONE, EXIT_QUARANTINED}:
         return _finished(ending, status)
-    if ending.code == EXIT_STOPPED:
+    if ending.code == EXIT_COME_BACK:
         return _stopped(ending, status)
     return _failed(ending, status)
 
@@ -85,7 +85,7 @@ def _finished(ending: Ending, status: RunStatus) -> Text:
 
 def _stopped(ending: Ending, status: RunStatus) -> Text:
     text = Text()
-    if ending.returned == EXIT_STOPPED:
+    if ending.returned in {EXIT_COME_BACK, EXIT_TOLD_TO_STOP}:
         text.append("stopped and saved", style="bold yellow")
         done = sum(stage.done for stage in status.stages)
         text.append(f" ({done} units done)" if done else "")

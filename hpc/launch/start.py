@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from hpc.errors import EXIT_DONE, EXIT_FAILED, EXIT_QUARANTINED, EXIT_STOPPED, LockedError
+from hpc.errors import EXIT_COME_BACK, EXIT_DONE, EXIT_FAILED, EXIT_QUARANTINED, LockedError
 from hpc.rundir import RunDir
 from hpc.settings import ClusterSettings, LocalCluster, SlurmCluster
 from hpc.watch.queued import read_statuses
@@ -19,7 +19,7 @@ _POLL: Final = 1.0
 _ENDED: Final = {
     "done": EXIT_DONE,
     "quarantined": EXIT_QUARANTINED,
-    "stopped": EXIT_STOPPED,
+    "stopped": EXIT_COME_BACK,
     "failed": EXIT_FAILED,
     "unreadable": EXIT_FAILED,
 }

@@ -78,7 +78,7 @@ def test_a_stopped_run_continues_on_other_ranks(toy, tmp_path, first, then):
     process = start_toy(path, first, **options)
     wait_for(lambda: done(path) >= 5)
     os.kill(process.pid, signal.SIGTERM)
-    assert process.wait(20) == 75
+    assert process.wait(20) == 76
     assert json.loads((path / "progress.json").read_text())["state"] == "stopped"
     before = done(path)
     resumed = toy("run", then, **options)
@@ -93,7 +93,7 @@ def test_a_loop_stops_at_a_step_and_goes_on(toy, tmp_path):
     path = tmp_path / "run"
     process = start_toy(path, 2, **options)
     wait_for(lambda: done(path) >= 20)
-    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGUSR1)
     assert process.wait(20) == 75
     resumed = toy("run", 3, **options)
     assert resumed.code == 0
@@ -115,8 +115,8 @@ def test_a_killed_run_loses_at_most_what_was_not_flushed(toy, tmp_path):
     assert resumed.text("results/squares.txt") == toy("whole", **options).text("results/squares.txt")
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_a_unit_longer_than_the_grace_period_is_abandoned(toy, tmp_path, ranks):
+@pytest.mark.parametrize(("ranks", "number", "code"), [(1, signal.SIGUSR1, 75), (3, signal.SIGTERM, 76)])
+def test_a_unit_longer_than_the_grace_period_is_abandoned(toy, tmp_path, ranks, number, code):
     options = {
         "units": 9,
         "seconds": 0.02,
@@ -130,8 +130,8 @@ def test_a_unit_longer_than_the_grace_period_is_abandoned(toy, tmp_path, ranks):
     wait_for((tmp_path / "tried-u00004").exists)
     time.sleep(0.5)
     start = time.monotonic()
-    os.kill(process.pid, signal.SIGTERM)
-    assert process.wait(20) == 75
+    os.kill(process.pid, number)
+    assert process.wait(20) == code
     assert time.monotonic() - start < 10
     assert json.loads((path / "progress.json").read_text())["state"] == "stopped"
     resumed = toy("run", 1, **options)
@@ -226,7 +226,7 @@ def test_two_processes_cannot_work_in_one_run(toy, tmp_path):
     assert "being worked on by process" in late.stderr
     assert not (path / "failure.json").exists()
     first.terminate()
-    assert first.wait(20) == 75
+    assert first.wait(20) == 76
 
 
 def test_a_changed_config_is_refused_with_the_difference(toy, tmp_path):

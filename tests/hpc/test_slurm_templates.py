@@ -65,7 +65,7 @@ def test_every_key_is_one_of_the_workload(script):
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda s: s.stem)
 def test_the_ranks_decide_and_comeback_is_asked(start, tmp_path, script):
     run = tmp_path / "runs" / "x"
-    for code in (0, 75, 137):
+    for code in (0, 75, 76, 137):
         (tmp_path / "called").unlink(missing_ok=True)
         assert start(script, CODE=str(code)).wait(20) == code
         prepare, srun, *asked = called(tmp_path)
