@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from hpc import threads
 from hpc.errors import EXIT_BAD_INPUT, EXIT_FAILED, LockedError, RunDirError, TesseraError
 from hpc.stop import StopFlag, listen
-from hpc.whereabouts import Whereabouts
+from hpc.whereabouts import Whereabouts, this_stay
 
 if TYPE_CHECKING:
     from hpc.ranks import Ranks
@@ -94,6 +94,7 @@ def _fail(path: Path, ranks: Ranks | None, error: BaseException, here: Whereabou
     number = ranks.rank if ranks is not None else int(os.environ.get("PMI_RANK", os.environ.get("SLURM_PROCID", "0")))
     record = {
         "rank": number,
+        "stay": this_stay(),
         "host": socket.gethostname(),
         "stage": here.stage,
         "unit": here.unit,
@@ -120,6 +121,9 @@ def _leave_record(path: Path, record: dict[str, Any]) -> None:
     mine = path.with_name(f"{path.name}.{os.getpid()}.{record['rank']}")
     with suppress(OSError):
         mine.write_text(json.dumps(record, indent=1))
+        with suppress(OSError, ValueError, AttributeError):
+            if json.loads(path.read_bytes()).get("stay", "") != record["stay"]:  # of the job's stay before this one
+                path.unlink()
         with suppress(FileExistsError):
             os.link(mine, path)
         mine.unlink()

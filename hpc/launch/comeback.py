@@ -3,6 +3,10 @@
 Called by the batch script, whose shell outlives the ranks: so a run is brought back that was told to save, and also
 one whose ranks were killed without a word (out of memory, a dead slurmstepd). A node that dies with this shell on
 it is SLURM's own affair (``--requeue``).
+
+The exit code decides: it comes from this stay of the job, and no full disk can hold it back. srun gives the largest
+of its ranks' codes, 128 + 9 where one was killed or called MPI_Abort; mpiexec gives the bare number of the signal.
+The run's files only explain, and only if this stay of the job has written them.
 """
 
 from __future__ import annotations
@@ -22,12 +26,16 @@ from typing import Any, Final
 from hpc.errors import EXIT_COME_BACK, EXIT_TOLD_TO_STOP
 from hpc.rundir import RunDir
 from hpc.watch.events import Events
+from hpc.whereabouts import this_stay
 
 RUNS_FILE: Final = "runs.txt"
 """In a submission's folder: the run directory of each array index, one per line."""
 
 _KILLED: Final = 128
-"""Exit codes above are signals."""
+"""Exit codes above are signals; so srun and shells have it."""
+
+_SIGNALS: Final = range(4, 32)
+"""Exit codes of mpiexec for ranks that a signal killed; those below are exit codes of ranks."""
 
 _PATIENCE: Final = 60.0
 """Seconds for scontrol to answer."""
@@ -58,7 +66,7 @@ def decide(
     code
         Exit code of srun or mpiexec.
     progress, failure
-        Content of the run's ``progress.json`` and ``failure.json``, if there are any.
+        Content of the run's ``progress.json`` and ``failure.json``, None unless this stay of the job wrote them.
     restarts
         How often the job has come back already.
     limit
@@ -66,22 +74,20 @@ def decide(
     preempted
         Whether SLURM takes the nodes away for another job: it says so with the signal of somebody who wants a stop.
     """
-    progress = progress or {}
-    wish = "requeue" if preempted else progress.get("wish", "")
-    # When srun ends the others because one was killed, they are told to stop as well: only their own exit code counts.
-    stopped = code in {EXIT_COME_BACK, EXIT_TOLD_TO_STOP} or (wish == "requeue" and progress.get("state") == "stopped")
-    if stopped and wish != "requeue":
+    if code == EXIT_TOLD_TO_STOP and not preempted:
         return Verdict(requeue=False, reason="it was told to stop")
-    if not stopped and (failure is not None or code <= _KILLED):
-        return Verdict(requeue=False, reason="it ended by itself")
-    reason = "the time limit or a preemption was near" if stopped else f"its ranks were killed (exit code {code})"
+    saved = code in {EXIT_COME_BACK, EXIT_TOLD_TO_STOP}
+    killed = code > _KILLED or code in _SIGNALS
+    if not saved and (failure is not None or not killed):
+        return Verdict(requeue=False, reason=f"it ended by itself (exit code {code})")
+    reason = "the time limit or a preemption was near" if saved else f"its ranks were killed (exit code {code})"
     if restarts >= limit:
         return Verdict(
             requeue=False,
             reason=f"{reason}, but it came back {restarts} times, cluster.max_requeues={limit}",
             stuck=True,
         )
-    if stopped and _stands_still(progress):
+    if saved and progress is not None and _stands_still(progress):
         return Verdict(
             requeue=False,
             reason=f"{reason}, but in all that time not one unit was finished: a unit takes longer than the time limit "
@@ -92,7 +98,12 @@ def decide(
 
 
 def _stands_still(progress: Mapping[str, Any]) -> bool:
-    """Say whether an attempt that was in the middle of a map finished no unit of it."""
+    """Say whether an attempt that was in the middle of a map finished no unit of it.
+
+    Only its last word counts: where that could not be written, units may have been finished since.
+    """
+    if progress.get("state") != "stopped":
+        return False
     stages = progress.get("stages", [])
     current = next((s for s in stages if s["state"] == "running"), None)
     passed = any(s["state"] == "done" and s["done"] > s["restored"] for s in stages)
@@ -118,7 +129,8 @@ def main(arguments: list[str]) -> int:
         _say("the job has come back elsewhere already; this is what is left of it")
         return 0
     preempted = re.search(r"\bPreemptTime=\d", shown) is not None
-    verdict = decide(ended, run.read_progress(), run.read_failure(), restarts, limit, preempted=preempted)
+    progress, failure = _of_this_stay(run.read_progress()), _of_this_stay(run.read_failure())
+    verdict = decide(ended, progress, failure, restarts, limit, preempted=preempted)
     events = Events(run.events_file)
     if not verdict.requeue:
         events.emit("no_requeue", reason=verdict.reason, exit_code=ended)
@@ -136,6 +148,10 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _of_this_stay(record: dict[str, Any] | None) -> dict[str, Any] | None:
+    return record if record is not None and record.get("stay") == this_stay() else None
+
+
 def _run(where: Path) -> RunDir:
     """Return the run itself, or that of this member of a submission."""
     if not (where / RUNS_FILE).exists():
@@ -147,8 +163,9 @@ def _run(where: Path) -> RunDir:
 def _leave_word(run: RunDir, reason: str) -> None:
     """Let `tessera status` say why the run stands still, unless a rank has left word of its own."""
     record = {"rank": None, "error": reason, "message": reason, "expected": True, "exit_code": EXIT_COME_BACK}
-    with suppress(OSError), run.failure_file.open("x", encoding="utf-8") as file:
-        json.dump(record, file)
+    if _of_this_stay(run.read_failure()) is None:
+        with suppress(OSError):
+            run.failure_file.write_text(json.dumps({**record, "stay": this_stay()}), encoding="utf-8")
 
 
 def _shown_job() -> str:

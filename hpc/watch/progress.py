@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from hpc.store.atomic import replace_json
+from hpc.whereabouts import this_stay
 
 SCHEMA: Final = 1
 State = Literal["starting", "running", "stopping", "done", "failed", "stopped", "quarantined"]
@@ -134,6 +135,7 @@ class Progress:
                 "message": self.message,
                 "wish": self.wish,
                 "attempt": self.attempt,
+                "stay": this_stay(),
                 "stage": self.stages[self._current].name if running else None,
                 "stages": [asdict(s) for s in self.stages],
                 "rate": rate,

@@ -136,15 +136,19 @@ def test_a_run_of_an_own_script_is_found_by_its_provenance(tmp_path, monkeypatch
 
 def progress(state: str, wish: str, done: int = 5, restored: int = 2, kind: str = "map") -> dict:
     stage = {"name": "s", "kind": kind, "state": "running", "done": done, "restored": restored}
-    return {"state": state, "wish": wish, "stages": [stage]}
+    return {"state": state, "wish": wish, "stages": [stage], "stay": "40.0"}
 
 
 @pytest.mark.parametrize(
     ("code", "record", "failure", "restarts", "back", "why"),
     [
         (75, progress("stopped", "requeue"), None, 0, True, "time limit"),
-        (75, progress("stopped", "stop"), None, 0, False, "told to stop"),
-        (137, progress("stopped", "requeue"), None, 0, True, "time limit"),  # left in the middle of a unit
+        (76, progress("stopped", "stop"), None, 0, False, "told to stop"),
+        (75, None, None, 0, True, "time limit"),  # the disk was full: nothing but the exit code got out
+        (76, None, None, 0, False, "told to stop"),
+        (75, progress("running", "", done=2), None, 0, True, "time limit"),  # not its last word
+        (9, None, None, 0, True, "killed (exit code 9)"),  # from mpiexec
+        (9, progress("running", ""), {"error": "x"}, 0, False, "ended by itself"),
         (75, progress("stopped", "requeue"), None, 3, False, "max_requeues=3"),
         (75, progress("stopped", "requeue", done=2), None, 0, False, "raise cluster.time"),
         (75, progress("stopped", "requeue", done=2, kind="loop"), None, 0, True, "time limit"),
@@ -155,7 +159,9 @@ def progress(state: str, wish: str, done: int = 5, restored: int = 2, kind: str 
         (137, None, None, 3, False, "came back 3 times"),
         (1, progress("failed", ""), {"error": "x"}, 0, False, "ended by itself"),
         (3, progress("quarantined", ""), None, 0, False, "ended by itself"),
+        (1, progress("stopped", "requeue"), None, 0, False, "ended by itself"),
         (2, None, None, 0, False, "ended by itself"),
+        (127, None, None, 0, False, "ended by itself"),
     ],
 )
 def test_who_comes_back(code, record, failure, restarts, back, why):
@@ -185,11 +191,35 @@ def events(run: Path) -> list[dict]:
 def test_a_preempted_job_comes_back_although_it_was_told_to_stop(submitted, commands):
     answer = "JobId=40 PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime="
     commands("scontrol", f'[ "$1" = -o ] && echo "{answer}None" || echo "$@" > {submitted}/asked')
-    comeback.main([str(submitted), "75"])
+    comeback.main([str(submitted), "76"])
     assert not (submitted / "asked").exists()
     commands("scontrol", f'[ "$1" = -o ] && echo "{answer}2026-01-01T00:00:00" || echo "$@" > {submitted}/asked')
-    comeback.main([str(submitted), "75"])
+    comeback.main([str(submitted), "76"])
     assert (submitted / "asked").read_text() == "requeue 40\n"
+
+
+@pytest.mark.parametrize(("code", "asked"), [(1, False), (2, False), (127, False), (75, True), (137, True)])
+def test_the_files_of_an_earlier_stay_are_not_believed(submitted, commands, monkeypatch, code, asked):
+    """The stay before made progress, wished to come back, and one before that had failed."""
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    (submitted / "a" / "progress.json").write_text(json.dumps(progress("stopped", "requeue", done=2)))
+    (submitted / "a" / "failure.json").write_text(json.dumps({"error": "x", "stay": "40.0"}))
+    commands("scontrol", f'[ "$1" = -o ] || echo "$@" > {submitted}/asked')
+    comeback.main([str(submitted), str(code)])
+    assert (submitted / "asked").exists() == asked
+
+
+def test_the_files_of_this_stay_explain(submitted, commands, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    here = {"stay": "40.1"}
+    commands("scontrol", f'[ "$1" = -o ] || echo "$@" > {submitted}/asked')
+    (submitted / "a" / "progress.json").write_text(json.dumps({**progress("stopped", "requeue", done=2), **here}))
+    comeback.main([str(submitted), "75"])
+    assert "not one unit was finished" in capsys.readouterr().out
+    (submitted / "a" / "failure.json").write_text(json.dumps({"error": "x", **here}))
+    comeback.main([str(submitted), "137"])
+    assert "ended by itself (exit code 137)" in capsys.readouterr().out
+    assert not (submitted / "asked").exists()
 
 
 def test_what_is_left_of_a_job_that_came_back_elsewhere_leaves_it_alone(submitted, commands, monkeypatch):
@@ -206,7 +236,7 @@ def test_what_is_left_of_a_job_that_came_back_elsewhere_leaves_it_alone(submitte
 
 def test_the_member_of_an_array_is_requeued_by_its_name(submitted, commands, monkeypatch, capsys):
     commands("scontrol", f'[ "$1" = -o ] || echo "$@" > {submitted}/asked')
-    comeback.main([str(submitted), "75"])
+    comeback.main([str(submitted), "76"])
     assert not (submitted / "asked").exists()
     assert events(submitted / "a")[-1]["event"] == "no_requeue"
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "39")
