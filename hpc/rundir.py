@@ -16,9 +16,10 @@ from typing import Any, Final
 import yaml
 
 import hpc
-from hpc.errors import ChangedConfigError, CorruptFileError, RunDirError
+from hpc.errors import ChangedConfigError, CorruptFileError, InputError, RunDirError
 from hpc.store.lock import refuse_if_held
 from hpc.store.records import read_record
+from hpc.yamlfile import read_yaml
 
 FORMAT: Final = 1
 """Of the layout below; a run of another format is not touched."""
@@ -150,8 +151,8 @@ class RunDir:
             If the file is damaged.
         """
         try:
-            config = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            config = read_yaml(self.config_file)
+        except (OSError, InputError) as error:
             msg = f"{self.config_file}: cannot be read ({error}); restore it, or start a new run"
             raise RunDirError(msg) from error
         if not isinstance(config, dict) or "job" not in config:

@@ -11,7 +11,7 @@ from hpc.errors import EXIT_DONE
 
 def main(arguments: Sequence[str]) -> int:
     """Compose and check a run, write its directory, and print its path; twice does no harm."""
-    parser = Parser("prepare", "Make a run's directory without starting it: srun python -m hpc.rank RUN does that.")
+    parser = Parser("prepare", "Make a run's directory without starting it: srun python -P -m hpc.rank RUN does that.")
     parser.add_argument("overrides", nargs="+", help="as for a run: job=NAME run.dir=RUN key=value …")
     parser.add_argument("-cd", "--config-dir", action="append", default=[], help="folder with job/NAME.yaml, …")
     given = parser.read(arguments)

@@ -25,7 +25,7 @@ def check() -> Finding:
     text = "; ".join(listed.splitlines())
     if importlib.util.find_spec("torch") is None:
         return Finding("GPU", "warn", f"{text}; torch is not installed", "pip install 'tessera-hpc[torch]'")
-    answer = _output([sys.executable, "-c", _PROBE]).split()
+    answer = _output([sys.executable, "-P", "-c", _PROBE]).split()
     if len(answer) != 3 or answer[2] == "0":
         return Finding(
             "GPU", "warn", f"{text}; torch does not see it", "install a torch built for the driver's CUDA version"

@@ -62,7 +62,9 @@ def on_nodes(cluster: SlurmCluster, program: list[str], *, mpi: str, nodes: int)
     limits = ["--time=2", f"--immediate={_QUEUE}", "--kill-on-bad-exit=1", "--job-name=tessera-doctor"]
     # The site's setup lines are shell words; the program and its arguments come after them unquoted by any shell.
     shell = "; ".join([*cluster.setup, 'exec "$@"'])
-    python = ["bash", "-c", shell, "bash", sys.executable, *program] if cluster.setup else [sys.executable, *program]
+    python = [sys.executable, "-P", *program]
+    if cluster.setup:
+        python = ["bash", "-c", shell, "bash", *python]
     environment = without_outer_job(os.environ)
     set_environment(1, environment)
     try:

@@ -27,7 +27,7 @@ def check() -> Finding:
         text += f", OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} here (runs set their own)"
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _PROBE],
+            [sys.executable, "-P", "-c", _PROBE],
             env=rank_environment(Crew(1, 1)),
             capture_output=True,
             text=True,

@@ -92,8 +92,11 @@ def find_mpiexec(setting: str | None) -> list[str]:
 
 
 def rank_command(program: list[str], ranks: int, mpiexec: str | None) -> list[str]:
-    """Return the command line that runs ``program`` (arguments of this Python) on so many ranks."""
-    python = [sys.executable, "-u", *program]
+    """Return the command line that runs ``program`` (arguments of this Python) on so many ranks.
+
+    With -P, a ``signal.py`` in the working folder does not take the place of the standard library's.
+    """
+    python = [sys.executable, "-P", "-u", *program]
     return python if ranks == 1 else [*find_mpiexec(mpiexec), "-n", str(ranks), *python]
 
 
@@ -112,5 +115,7 @@ def rank_environment(crew: Crew, outer: Mapping[str, str] = os.environ) -> dict[
     environment = without_outer_job(outer)
     set_environment(crew.threads, environment)
     environment["TESSERA_RANKS"] = str(crew.ranks)
+    if path := environment.pop("PYTHONPATH", ""):  # an empty part, as in ``NEW:$OLD``, would be the working folder
+        environment["PYTHONPATH"] = os.pathsep.join(part for part in path.split(os.pathsep) if part)
     environment.setdefault("TESSERA_COMMAND", shlex.join(sys.argv))
     return environment

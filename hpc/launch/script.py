@@ -74,10 +74,15 @@ def script_text(cluster: SlurmCluster, batch: Batch) -> str:
     """
     from submitit.slurm.slurm import _make_sbatch_string
 
-    command = f"{rank_python(cluster, batch)} -u -m submitit.core._submit {shlex.quote(str(batch.folder))}"
+    command = node_command(rank_python(cluster, batch), batch.folder)
     count = batch.members if batch.members > 1 else None
     text: str = _make_sbatch_string(command, batch.folder, map_count=count, **parameters(cluster, batch))
     return text
+
+
+def node_command(python: str, folder: Path) -> str:
+    """Return the shell words that start a task: with -P, files of the working folder are no modules."""
+    return f"{python} -P -u -m hpc.launch.node {shlex.quote(str(folder))}"
 
 
 def rank_python(cluster: SlurmCluster, batch: Batch) -> str:
@@ -153,7 +158,7 @@ def _teardown(batch: Batch) -> list[str]:
     return [
         "code=$?",
         'if [ "$code" -ne 0 ]; then',
-        f'    {batch.python} -m hpc.launch.comeback {shlex.quote(str(batch.folder))} "$code"',
+        f'    {batch.python} -P -m hpc.launch.comeback {shlex.quote(str(batch.folder))} "$code"',
         "fi",
         'exit "$code"',
     ]

@@ -10,16 +10,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from hpc.errors import LaunchError
 from hpc.launch.comeback import RUNS_FILE
 from hpc.launch.environment import find_mpiexec, without_outer_job
+from hpc.launch.node import PRIVATE, open_private
 from hpc.launch.payload import Payload
-from hpc.launch.script import Batch, parameters, rank_python, script_text
+from hpc.launch.script import Batch, node_command, parameters, rank_python, script_text
 from hpc.options import plain
 from hpc.settings import SlurmCluster
 from hpc.watch.queued import read_statuses
@@ -182,18 +183,17 @@ def array_limit() -> int:
 def _submit_chunk(
     runs: Sequence[Path], cluster: SlurmCluster, name: str, folder: Path, log_folder: Path, after: str | None
 ) -> list[Submission]:
-    from submitit import SlurmExecutor
-
     own = _new_folder(folder)
     log_folder.mkdir(parents=True, exist_ok=True)
     (own / RUNS_FILE).write_text("".join(f"{run}\n" for run in runs), encoding="utf-8")
     batch = plan_batch(cluster, name, len(runs), own, log_folder)
     if after:
         batch = replace(batch, dependency=",".join(filter(None, (batch.dependency, after))))
-    executor = SlurmExecutor(own, python=rank_python(cluster, batch))
+    executor = _executor(own, rank_python(cluster, batch))
     executor.update_parameters(**parameters(cluster, batch))
     with _own_environment(), _refusals(), redirect_stderr(io.StringIO()):  # it would print sbatch's words, too
         jobs = executor.submit_array([Payload(str(run)) for run in runs])
+    _keep_private(own)
     section = plain(cluster)
     return [
         record_submission(run, job.job_id, section, str(job.paths.submission_file))
@@ -201,17 +201,45 @@ def _submit_chunk(
     ]
 
 
+def _executor(folder: Path, python: str) -> Any:
+    """Return submitit's executor, with our own module in the place of ``submitit.core._submit`` on the nodes."""
+    from submitit import SlurmExecutor
+
+    class Executor(SlurmExecutor):  # type: ignore[misc]
+        @property
+        def _submitit_command_str(self) -> str:
+            return node_command(self.python, self.folder)
+
+    return Executor(folder, python=python)
+
+
 def _new_folder(folder: Path) -> Path:
-    """Make a folder of its own for a submission: ``folder/1``, ``2``, …."""
+    """Make a folder of its own for a submission, ``folder/1``, ``2``, …: this user's alone, for it holds a pickle.
+
+    Raises
+    ------
+    hpc.errors.LaunchError
+        If the file system does not keep others out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
         own = folder / str(number)
         try:
-            own.mkdir(parents=True)
+            own.mkdir(mode=PRIVATE)
         except FileExistsError:
             number += 1
         else:
+            os.close(open_private(own))
             return own
+
+
+def _keep_private(folder: Path) -> None:
+    """Take the files of a submission from others. Not by the umask: sbatch would hand it to the job."""
+    for file in folder.iterdir():
+        with suppress(OSError):
+            if not file.is_symlink():
+                file.chmod(0o600)
 
 
 @contextmanager

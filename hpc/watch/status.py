@@ -10,10 +10,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import yaml
-
 from hpc.errors import RunDirError
 from hpc.watch.failure import Failure, read_failure
+from hpc.yamlfile import read_yaml
 
 T = TypeVar("T")
 
@@ -134,9 +133,9 @@ def read_status(run: Path, now: float | None = None) -> RunStatus:
     """
     now = time.time() if now is None else now
     try:
-        config = yaml.safe_load((run / "config.yaml").read_bytes())
+        config = read_yaml(run / "config.yaml")
         job, heartbeat = str(config["job"]["name"]), float(config.get("engine", {}).get("heartbeat", 0.0))
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         return RunStatus(str(run), "unreadable", message=f"config.yaml: {_first_line(error)}")
     try:
         progress = json.loads((run / "progress.json").read_bytes())

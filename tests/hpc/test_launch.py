@@ -48,10 +48,15 @@ def test_an_outer_job_does_not_reach_the_ranks():
     assert inner["TESSERA_RANKS"] == "2"
 
 
+def test_an_empty_part_of_the_python_path_is_not_the_working_folder():
+    assert rank_environment(Crew(1, 1), {"PYTHONPATH": ":/a::/b:"})["PYTHONPATH"] == "/a:/b"
+    assert rank_environment(Crew(1, 1), {}).get("PYTHONPATH") is None
+
+
 def test_mpiexec_is_found_or_named(monkeypatch):
     assert find_mpiexec(None) == [str(Path(sys.executable).with_name("mpiexec"))]
     assert find_mpiexec("env -i") == ["env", "-i"]
-    assert rank_command(["-m", "x"], 1, "absent") == [sys.executable, "-u", "-m", "x"]
+    assert rank_command(["-m", "x"], 1, "absent") == [sys.executable, "-P", "-u", "-m", "x"]
     with pytest.raises(LaunchError, match=r"cluster\.mpiexec: there is no command 'absent'"):
         find_mpiexec("absent")
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
@@ -69,7 +74,7 @@ class Tessera:
 
     def start(self, *words: str) -> subprocess.Popen:
         return subprocess.Popen(
-            [sys.executable, "-m", "hpc", *words],
+            [sys.executable, "-P", "-m", "hpc", *words],
             cwd=self.folder,
             env={**os.environ, "PYTHONPATH": str(HERE)},
             stdout=subprocess.PIPE,
@@ -120,6 +125,14 @@ def test_a_run_from_start_to_report(tessera):
     code, output = ended(tessera.start("report", "run"))
     assert (code, output.strip()) == (0, str(page))
     assert page.read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.mpi
+def test_files_of_the_working_folder_are_no_modules_of_the_ranks(tessera):
+    for name in ("signal", "socket", "logging", "numpy", "hpc"):
+        (tessera.folder / f"{name}.py").write_text(f"raise SystemExit('{name}.py of the working folder')\n")
+    code, output = ended(tessera.toy("cluster.ranks=2", "job.units=4"))
+    assert code == 0, output
 
 
 @pytest.mark.mpi

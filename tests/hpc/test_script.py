@@ -93,7 +93,7 @@ def test_a_failing_rank_decides_the_exit_code(tmp_path):
     tail = script_text(SlurmCluster(), ONE).partition("# teardown\n")[2].replace("/env/bin/python", "asked")
     (tmp_path / "asked").write_text('#!/bin/sh\necho "$@"\n')
     (tmp_path / "asked").chmod(0o755)
-    for code, said in ((0, ""), (75, "-m hpc.launch.comeback /runs/a b/slurm/1 75\n")):
+    for code, said in ((0, ""), (75, "-P -m hpc.launch.comeback /runs/a b/slurm/1 75\n")):
         environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
         done = subprocess.run(
             ["bash", "-c", f"(exit {code})\n{tail}"], env=environment, capture_output=True, text=True, check=False

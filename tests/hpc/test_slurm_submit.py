@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import stat
 import subprocess
 import sys
@@ -208,3 +209,68 @@ def test_nodes_that_do_not_share_the_run_directory_are_named(tmp_path):
     assert "put run.dir on a file system that all nodes share" in done.stderr
     assert json.loads((paths[0] / "failure.json").read_text())["expected"]
     assert not (paths[1] / "logs").exists()
+
+
+EVIL = """\
+import os, pickle, sys
+class Evil:
+    def __reduce__(self): return (os.system, ("echo CODE OF SOMEBODY ELSE",))
+open(sys.argv[1], "wb").write(pickle.dumps(Evil()))
+"""
+
+
+def on_the_node(slurm: Path, folder: Path) -> subprocess.CompletedProcess:
+    """What the submitted script starts, as a task of job 101."""
+    (command,) = (line for line in (slurm / "script-101").read_text().splitlines() if line.startswith("srun "))
+    words = shlex.split(command)
+    task = {"SLURM_JOB_ID": "101", "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1"}
+    task |= {"SLURM_NODEID": "0", "SLURM_LOCALID": "0", "SUBMITIT_EXECUTOR": "slurm", "TESSERA_RANKS": "1"}
+    return subprocess.run(
+        words[words.index(sys.executable) :],
+        cwd=folder,
+        env={**os.environ, **task, "PYTHONPATH": str(HERE)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_a_task_runs_only_what_nobody_else_could_have_put_there(slurm, tmp_path):
+    before = os.umask(0o002)
+    try:
+        assert main([*TOY, "job.units=3", "run.dir=r"]) == 0
+    finally:
+        os.umask(before)
+    folder = tmp_path / "r" / "slurm" / "1"
+    pickled = folder / "101_submitted.pkl"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    files = [file for file in folder.iterdir() if not file.is_symlink()]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+    (tmp_path / "signal.py").write_text("raise SystemExit('a file of the working folder was imported')\n")
+    honest = pickled.read_bytes()
+    subprocess.run([sys.executable, "-P", "-c", EVIL, pickled], check=True)
+    for mode in (0o770, 0o707, 0o750):
+        folder.chmod(mode)
+        done = on_the_node(slurm, tmp_path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"with mode {mode:o}, so others may have put their own code there" in done.stderr
+        assert "submit the run again with tessera resume" in done.stderr
+    folder.rename(folder.with_name("moved"))
+    folder.symlink_to("moved")
+    done = on_the_node(slurm, tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    folder.unlink()
+    folder.with_name("moved").rename(folder)
+    folder.chmod(0o700)
+    pickled.write_bytes(honest)
+    done = on_the_node(slurm, tmp_path)
+    assert (done.returncode, (tmp_path / "r/results/squares.txt").read_text().split()[0]) == (0, "3"), done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_somebody_else_is_not_believed(slurm, tmp_path):
+    assert main([*TOY, "job.units=3", "run.dir=r"]) == 0
+    os.chown(tmp_path / "r" / "slurm" / "1", 65534, -1)
+    done = on_the_node(slurm, tmp_path)
+    assert done.returncode == 2
+    assert "belongs to user 65534" in done.stderr

@@ -72,8 +72,8 @@ def test_the_ranks_decide_and_comeback_is_asked(start, tmp_path, script):
         assert prepare.startswith("tessera 6 5 prepare job=")
         assert prepare.endswith(f" run.dir={run}")
         assert srun.startswith("srun 6 5 --mpi=pmi2 --ntasks=6 --ntasks-per-node=2 --cpus-per-task=5 ")
-        assert srun.endswith(f" --kill-on-bad-exit=1 --wait=60 python -m hpc.rank {run}")
-        assert asked == ([f"python 6 5 -m hpc.launch.comeback {run} {code} 20"] if code else [])
+        assert srun.endswith(f" --kill-on-bad-exit=1 --wait=60 python -P -m hpc.rank {run}")
+        assert asked == ([f"python 6 5 -P -m hpc.launch.comeback {run} {code} 20"] if code else [])
 
 
 def test_wrong_input_ends_before_the_ranks_start(start, tmp_path):

@@ -12,6 +12,7 @@ from rich.console import Console
 from hpc.cli.arguments import Parser
 from hpc.errors import EXIT_DONE, InputError
 from hpc.store.atomic import write_bytes
+from hpc.yamlfile import read_yaml
 from tessera.xpcs.errors import XpcsInputError
 from tessera.xpcs.homodyne_config import Translation, translate
 
@@ -43,11 +44,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
     except OSError as error:
         msg = f"{path} cannot be read ({error.strerror})"
         raise InputError(msg) from error
-    except yaml.YAMLError as error:
+    except InputError as error:
         msg = f"{path} is no YAML: {error}"
         raise InputError(msg) from error
     if not isinstance(values, dict):
