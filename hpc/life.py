@@ -16,6 +16,7 @@ from typing import Any, Final, NoReturn
 from hpc.context import Context
 from hpc.desk import Desk, RemoteDesk, WorkSource
 from hpc.errors import EXIT_COME_BACK, EXIT_TOLD_TO_STOP, CorruptFileError, LockLostError
+from hpc.process import Process
 from hpc.ranks import Ranks
 from hpc.rundir import RunDir
 from hpc.settings import Settings
@@ -84,6 +85,7 @@ class Life:
     saving: Writer | None = None
     journal: Journal | None = None
     agreed: Wish = ""
+    process: Process = field(default_factory=Process.this)
 
     def agree_to_stop(self) -> bool:
         """Say whether any rank was told to stop. Collective."""
@@ -139,13 +141,15 @@ class Life:
         """Return this rank's sign of life."""
         return Pulse(
             rank=self.ranks.rank,
-            host=socket.gethostname(),
-            pid=os.getpid(),
+            host=self.process.host,
+            pid=self.process.pid,
             heartbeat=time.time(),
             unit=self.here.unit,
             done=self.here.done,
             busy=self.here.busy,
             rss_mb=_rss_mb(),
+            place=self.process.place,
+            process_started=self.process.started,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -31,7 +32,7 @@ from hpc.rundir import RunDir, config_hash
 from hpc.settings import Settings
 from hpc.stop import StopFlag, listen
 from hpc.store.atomic import remove_temporaries
-from hpc.store.lock import Claim, RunLock
+from hpc.store.lock import Claim, RunLock, take_patiently
 from hpc.store.segments import StoredResults
 from hpc.watch.events import Events
 from hpc.watch.progress import Progress, State
@@ -78,7 +79,7 @@ def run_job(
     if flag is None:
         flag = StopFlag()
         listen(flag)
-    lock, claim = _lock(run, ranks)
+    lock, claim = _lock(run, ranks, flag)
     try:
         life = _begin(run, settings, ranks, budget, flag, here, claim)
         desk_thread = _desk_thread(life)
@@ -102,18 +103,24 @@ def run_job(
     return code
 
 
-def _lock(run: RunDir, ranks: Ranks) -> tuple[RunLock | None, Claim]:
+def _lock(run: RunDir, ranks: Ranks, flag: StopFlag) -> tuple[RunLock | None, Claim]:
     """Take the run's lock on rank 0, and tell every rank by what to know it; all raise if it is taken. Collective."""
     lock, refusal = None, None
     if ranks.rank == 0:
         try:
-            lock = RunLock(run.lock_file)
+            lock = take_patiently(run.lock_file, _say, lambda: bool(flag))
         except LockedError as error:
             refusal = str(error)
     refusal, claim = ranks.bcast((refusal, lock.claim if lock is not None else None))
     if refusal:
         raise LockedError(refusal)
     return lock, claim
+
+
+def _say(text: str) -> None:
+    logging.getLogger("tessera").warning("%s", text)
+    sys.stderr.write(f"tessera: {text}\n")
+    sys.stderr.flush()
 
 
 def _begin(

@@ -17,7 +17,7 @@ import yaml
 
 import hpc
 from hpc.errors import ChangedConfigError, CorruptFileError, InputError, RunDirError
-from hpc.store.lock import refuse_if_held
+from hpc.store.lock import refuse_if_held_for_long
 from hpc.store.records import read_record
 from hpc.yamlfile import read_yaml
 
@@ -111,7 +111,7 @@ class RunDir:
         """
         run = cls(path)
         if run.config_file.exists():
-            refuse_if_held(run.lock_file)
+            refuse_if_held_for_long(run.lock_file)
             run.check_version(any_version=bool(config.get("run", {}).get("any_version", False)))
             _compare(run.load_config(), config, run)
         elif path.is_dir() and any(p for p in path.iterdir() if p.name != "logs"):

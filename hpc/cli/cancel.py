@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import time
@@ -13,7 +12,7 @@ from typing import Final
 from hpc.cli.arguments import Parser
 from hpc.errors import EXIT_DONE, EXIT_FAILED, LaunchError
 from hpc.launch.outcome import resume_line
-from hpc.store.lock import read_owner
+from hpc.store.lock import is_held, living_owner, read_owner
 from hpc.watch.queued import read_statuses
 from hpc.watch.scheduler import job_states
 from hpc.watch.status import LIVE, RunStatus, find_runs
@@ -60,12 +59,15 @@ def _ask(status: RunStatus, *, now: bool) -> None:
 
 
 def _ask_here(run: Path, *, now: bool) -> None:
-    owner = read_owner(run / "lock")
-    if owner is None or owner.get("host") != os.uname().nodename:
-        where = f" on {owner['host']}" if owner else ""
+    """Ask rank 0, if it is a living process of this machine; one that has died needs nothing."""
+    owner = living_owner(run / "lock")
+    if owner is not None:
+        owner.signal(signal.SIGKILL if now else signal.SIGTERM)
+    elif is_held(run / "lock"):
+        host = (read_owner(run / "lock") or {}).get("host")
+        where = f" on {host}, or in a container there," if host else ""
         msg = f"{run}: its ranks run{where} without SLURM; end them there, with Ctrl-C or tessera cancel"
         raise LaunchError(msg)
-    os.kill(int(owner["pid"]), signal.SIGKILL if now else signal.SIGTERM)
 
 
 def _wait(active: Sequence[RunStatus], seconds: float) -> list[RunStatus]:

@@ -145,9 +145,8 @@ def _kill(process: subprocess.Popen[bytes], run: Path, started: float) -> None:
     if status.updated is None or status.updated < started:
         return
     for rank in status.ranks:
-        if rank.host == os.uname().nodename:
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(rank.pid, signal.SIGKILL)
+        with suppress(PermissionError):
+            rank.process.signal(signal.SIGKILL)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

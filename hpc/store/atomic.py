@@ -72,6 +72,13 @@ def write_atomically(path: Path, write: Callable[[Path], None], check: Callable[
     reached("durable", path)
 
 
+def create(path: Path, content: bytes = b"") -> None:
+    """Make a file that is not there yet; nothing is followed or overwritten, whoever put it there."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+    with os.fdopen(descriptor, "wb", buffering=0) as file:
+        file.write(content)
+
+
 def write_bytes(path: Path, content: bytes, check: Callable[[], None] = _allowed) -> None:
     """Write a small file atomically and durably; see `write_atomically` for ``check``."""
     write_atomically(path, lambda p: _write_all(p, content), check)

@@ -1,9 +1,11 @@
 """One process group at a time may work in a run directory.
 
 The lock is a file made with ``link``, which is atomic on NFS too, naming its owner. The owner touches it with
-every heartbeat. A lock is taken over when its owner is a dead process of this host or, if it is of another host or
-cannot be read, has not touched it for a minute. Taking over renames the stale file first, which only one
-contender can do; one that came late and renamed the winner's new lock notices and puts it back.
+every heartbeat. A lock is taken over when its owner is a dead process of this machine, or this very SLURM job before it
+was requeued. An owner that cannot be seen from here (another machine, another container on this one, an unreadable
+lock) counts as dead once it has not touched the lock for a minute. What time it is says the file system, not this
+machine's clock. Taking over renames the stale file first, which only one contender can do; one that
+came late and renamed the winner's new lock notices and puts it back.
 
 An owner that was only cut off, or asleep, lives on after that. So every rank carries a `Claim`, looks at the lock
 before it puts any file in its place, and writes nothing more once the lock is another's.
@@ -13,19 +15,34 @@ from __future__ import annotations
 
 import json
 import os
-import socket
+import secrets
+import sys
 import time
-import uuid
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from hpc.errors import LockedError, LockLostError
+from hpc.process import Process, boot_id, pid_namespace, place
+from hpc.store.atomic import create
 from hpc.store.records import sealed, unsealed
 
+T = TypeVar("T")
+
 STALE_AFTER: Final = 60.0
-"""Seconds without a heartbeat after which an owner on another host counts as dead."""
+"""Seconds without a heartbeat after which an owner that cannot be seen from here counts as dead."""
+
+_SKEW: Final = 300.0
+"""Seconds that the clocks of two nodes may differ (munge, SLURM's ticket office, refuses more): some file systems
+take a file's time from the node that touches it."""
+
+_LOOK: Final = 2.5
+"""Seconds to watch a lock that looks silent but may only be of another clock; a living owner touches it meanwhile."""
+
+_POLL: Final = 0.5
+"""Seconds between two looks of a process that waits."""
 
 _LOOKS: Final = (0.05, 0.5, 0.0)
 """Seconds to wait after each look that finds no lock: a contender that came late may be putting it back."""
@@ -103,16 +120,10 @@ class RunLock:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.released = False
-        self._owner = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "started": _started(os.getpid()),
-            "token": uuid.uuid4().hex,
-            "slurm_job": os.environ.get("SLURM_JOB_ID"),
-        }
+        self._owner = _new_owner()
         mine = path.with_name(f"{path.name}.{self._owner['token']}")
         self.claim = Claim(path, json.dumps(sealed(self._owner)).encode())
-        mine.write_bytes(self.claim.content)
+        create(mine, self.claim.content)
         try:
             for _ in range(10):
                 if self._try(mine):
@@ -123,22 +134,38 @@ class RunLock:
         raise LockedError(msg)
 
     def _try(self, mine: Path) -> bool:
-        with suppress(FileExistsError):
-            os.link(mine, self.path)
+        if self._link(mine):
             return True
         try:
             judged = self.path.read_bytes()
         except FileNotFoundError:
             return False
         refuse_if_held(self.path)
-        stale = self.path.with_name(f"{self.path.name}.stale-{uuid.uuid4().hex[:8]}")
-        with suppress(FileNotFoundError):
+        stale = self.path.with_name(f"{self.path.name}.stale-{secrets.token_hex(8)}")
+        with suppress(FileNotFoundError):  # somebody else was faster; or NFS lost the answer, and it is done
             self.path.rename(stale)
+        with suppress(FileNotFoundError):
             if stale.read_bytes() != judged:
                 with suppress(FileExistsError):
                     os.link(stale, self.path)
             stale.unlink()
         return False
+
+    def _link(self, mine: Path) -> bool:
+        """Put our file in the lock's place; return False if another one is there.
+
+        NFS asks again when an answer is lost, and is told that the file exists: the one it has just made.
+        """
+        try:
+            os.link(mine, self.path)
+        except OSError as error:
+            with suppress(OSError):
+                if self.path.read_bytes() == self.claim.content:
+                    return True
+            if not isinstance(error, FileExistsError):
+                raise
+            return False
+        return True
 
     def touch(self) -> None:
         """Tell others that the owner lives."""
@@ -153,6 +180,65 @@ class RunLock:
             self.path.unlink(missing_ok=True)
 
 
+def take_patiently(path: Path, say: Callable[[str], None], stopping: Callable[[], bool] = lambda: False) -> RunLock:
+    """Take the lock; under SLURM, wait for that where its owner may just have been killed.
+
+    A job that starts within a minute of another's death cannot know that it died: refused, it would never come
+    back. It waits until the lock has been silent for long enough, and is refused once its owner gives a sign of life.
+
+    Parameters
+    ----------
+    path
+        The lock file.
+    say
+        Told once what is waited for.
+    stopping
+        Ends the waiting.
+
+    Raises
+    ------
+    hpc.errors.LockedError
+        If a living process holds it.
+    """
+    return _patiently(lambda: RunLock(path), path, say, stopping) if "SLURM_JOB_ID" in os.environ else RunLock(path)
+
+
+def refuse_if_held_for_long(path: Path) -> None:
+    """Raise as `refuse_if_held` does; in a batch job of SLURM, wait first as `take_patiently` does."""
+    if "SLURM_JOB_ID" in os.environ and os.environ.get("ENVIRONMENT") == "BATCH":
+        _patiently(lambda: refuse_if_held(path), path, lambda text: print(text, file=sys.stderr, flush=True))  # noqa: T201
+    else:
+        refuse_if_held(path)
+
+
+def _patiently(
+    action: Callable[[], T], path: Path, say: Callable[[str], None], stopping: Callable[[], bool] = lambda: False
+) -> T:
+    seen = _touched(path)
+    end = time.monotonic() + STALE_AFTER + _SKEW
+    said = False
+    while True:
+        try:
+            return action()
+        except LockedError as error:
+            if time.monotonic() > end or _touched(path) != seen or stopping():
+                raise
+            if not said:
+                say(f"waiting until the lock has been silent for {STALE_AFTER:g} s: {error}")
+                said = True
+        time.sleep(_POLL)
+
+
+def _touched(path: Path) -> tuple[int, int] | None:
+    """Return what changes with every sign of life of an owner; the file is opened, so that NFS asks the server."""
+    try:
+        with path.open("rb") as file:
+            found = os.fstat(file.fileno())
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 def read_owner(path: Path) -> dict[str, Any] | None:
     """Return who holds the lock, None if nobody does or the file is damaged."""
     try:
@@ -161,52 +247,137 @@ def read_owner(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def refuse_if_held(path: Path) -> None:
+def living_owner(path: Path) -> Process | None:
+    """Return the owner of this lock if it is a living process of this machine, else None."""
+    process = _process(read_owner(path) or {})
+    return process if process is not None and process.lives() else None
+
+
+def is_held(path: Path) -> bool:
+    """Say whether a living process holds the lock, without writing anything."""
+    try:
+        refuse_if_held(path, write=False)
+    except LockedError:
+        return True
+    return False
+
+
+def refuse_if_held(path: Path, *, write: bool = True) -> None:
     """Raise if a living process holds the lock.
+
+    Parameters
+    ----------
+    path
+        The lock file.
+    write
+        Ask the file system for the time by making a file there; without, this machine's clock has to do.
 
     Raises
     ------
     hpc.errors.LockedError
         Naming the owner.
     """
+    if not path.exists():
+        return
     owner = read_owner(path)
-    if owner is None and not _is_silent(path):
+    if _is_dead(owner, path, write=write):
+        return
+    if owner is None:
         msg = (
             f"{path}: cannot be read but was touched less than {STALE_AFTER:g} s ago, so a process may be working on "
             "this run; try again in a minute, or remove the file if you know that there is none"
         )
         raise LockedError(msg)
-    if owner is not None and not _is_dead(owner, path):
-        job = f" (SLURM job {owner['slurm_job']})" if owner.get("slurm_job") else ""
-        msg = (
-            f"{path.parent}: this run is being worked on by process {owner['pid']} on {owner['host']}{job}; "
-            "wait for it, or stop it first"
+    job = f" (SLURM job {owner['slurm_job']})" if owner.get("slurm_job") else ""
+    msg = (
+        f"{path.parent}: this run is being worked on by process {owner.get('pid')} on {owner.get('host')}{job}; "
+        "wait for it, or stop it first"
+    )
+    if _lives(owner) is None:
+        msg += (
+            f" (it cannot be seen from here: it counts as dead {STALE_AFTER:g} s after its last sign of life; "
+            f"if you know that it is, remove {path})"
         )
-        if owner["host"] != socket.gethostname():
-            msg += f" (if that host is down: it counts as dead after {STALE_AFTER:g} s, or remove {path})"
-        raise LockedError(msg)
+    raise LockedError(msg)
 
 
-def _is_dead(owner: dict[str, Any], path: Path) -> bool:
-    if owner["host"] == socket.gethostname():
-        started = _started(owner["pid"])
-        return started is None or started != owner["started"]
-    if owner["slurm_job"] and owner["slurm_job"] == os.environ.get("SLURM_JOB_ID"):
-        return True  # this very job before it was requeued to other nodes
-    return _is_silent(path)
+def _new_owner() -> dict[str, Any]:
+    process = Process.this()
+    return {
+        "host": process.host,
+        "boot": boot_id(),
+        "pid_namespace": pid_namespace(),
+        "pid": process.pid,
+        "started": process.started,
+        "token": secrets.token_hex(16),
+        "slurm_cluster": os.environ.get("SLURM_CLUSTER_NAME"),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "slurm_restarts": _restarts(),
+    }
 
 
-def _is_silent(path: Path) -> bool:
-    """Say whether nobody has touched the lock for a while; there may be none."""
-    try:
-        return time.time() - path.stat().st_mtime > STALE_AFTER
-    except OSError:
-        return True
+def _restarts() -> int:
+    """Return how often this SLURM job has come back."""
+    count = os.environ.get("SLURM_RESTART_COUNT", "")
+    return int(count) if count.isdecimal() else 0
 
 
-def _started(pid: int) -> str | None:
-    """Return the kernel's start time of a process: a pid that was given to another process does not fool us."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
+def _process(owner: Mapping[str, Any]) -> Process | None:
+    """Return the process an owner's record names; one without boot id and namespace is of an older version."""
+    host, pid, started = owner.get("host"), owner.get("pid"), owner.get("started")
+    if not isinstance(host, str) or not isinstance(pid, int) or not isinstance(started, str):
         return None
+    return Process(host, pid, started, place(str(owner.get("boot") or ""), str(owner.get("pid_namespace") or "")))
+
+
+def _is_dead(owner: Mapping[str, Any] | None, path: Path, *, write: bool = False) -> bool:
+    lives = _lives(owner)
+    return _is_silent(path, write=write) if lives is None else not lives
+
+
+def _lives(owner: Mapping[str, Any] | None) -> bool | None:
+    """Say whether an owner is at work; None if only its silence can tell."""
+    process = _process(owner or {})
+    if owner is None or process is None:
+        return None
+    lives = process.lives()
+    return False if lives is None and _came_back(owner) else lives
+
+
+def _came_back(owner: Mapping[str, Any]) -> bool:
+    """Say whether the owner is this very SLURM job before it was requeued to other nodes, and not a step beside us."""
+    restarts = owner.get("slurm_restarts")
+    return (
+        bool(owner.get("slurm_job"))
+        and owner.get("slurm_job") == os.environ.get("SLURM_JOB_ID")
+        and owner.get("slurm_cluster") == os.environ.get("SLURM_CLUSTER_NAME")
+        and isinstance(restarts, int)
+        and restarts < _restarts()
+    )
+
+
+def _is_silent(path: Path, *, write: bool) -> bool:
+    """Say whether nobody has touched the lock for a while; there may be none."""
+    touched = _touched(path)
+    if touched is None:
+        return not path.exists()
+    age = (_now(path) if write else time.time()) - touched[1] * 1e-9
+    if abs(age) > STALE_AFTER + _SKEW:
+        return True  # also one that was dated into the future: a living owner would have touched it since
+    if age <= STALE_AFTER:
+        return False
+    time.sleep(_LOOK)
+    return _touched(path) == touched
+
+
+def _now(path: Path) -> float:
+    """Return the present as the file system dates it: this machine's clock may differ from the owner's."""
+    probe = path.with_name(f"{path.name}.now-{secrets.token_hex(8)}")
+    try:
+        create(probe, b"now")
+        return probe.stat().st_mtime
+    except OSError:
+        return time.time()
+    finally:
+        with suppress(OSError):
+            probe.unlink()

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hpc.errors import CorruptFileError, LockedError, RunDirError
+from hpc.errors import CorruptFileError, RunDirError
 from hpc.rundir import RunDir, config_hash
 from hpc.store.atomic import TEMPORARY
 from hpc.store.generations import load_generation, load_newest
 from hpc.store.journal import deaths, entries, journal_names
-from hpc.store.lock import read_owner, refuse_if_held
+from hpc.store.lock import is_held, read_owner
 from hpc.store.records import read_keyed, read_record
 from hpc.store.segments import read_whole
 from hpc.watch.events import read_events
@@ -48,7 +48,7 @@ def verify_run(run: RunDir) -> Iterator[Verdict]:
     Verdict
         One per file, and after each stage's files one that says what a resume would use of them.
     """
-    working = _is_held(run)
+    working = is_held(run.lock_file)
     yield _config(run)
     yield _provenance(run)
     yield from _watched(run)
@@ -61,14 +61,6 @@ def verify_run(run: RunDir) -> Iterator[Verdict]:
         )
     for directory in sorted(p for p in (run.path / "checkpoints").glob("*") if p.is_dir()):
         yield from _Stage(run, directory, working).verdicts()
-
-
-def _is_held(run: RunDir) -> bool:
-    try:
-        refuse_if_held(run.lock_file)
-    except LockedError:
-        return True
-    return False
 
 
 def _config(run: RunDir) -> Verdict:

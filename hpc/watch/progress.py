@@ -38,7 +38,7 @@ class StageProgress:
 
 @dataclass(slots=True)
 class Pulse:
-    """A rank's sign of life."""
+    """A rank's sign of life; ``place`` and ``process_started`` say which process it is, see `hpc.process`."""
 
     rank: int
     host: str
@@ -48,6 +48,8 @@ class Pulse:
     done: int = 0
     busy: float = 0.0
     rss_mb: float = 0.0
+    place: str = ""
+    process_started: str = ""
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from hpc.errors import RunDirError
+from hpc.process import Process
 from hpc.watch.failure import Failure, read_failure
 from hpc.yamlfile import read_yaml
 
@@ -46,7 +46,10 @@ class StageStatus:
 
 @dataclass(frozen=True, slots=True)
 class RankStatus:
-    """One rank: ``heartbeat`` is an epoch, ``busy`` the seconds spent in units, ``unit`` what it works on."""
+    """One rank: ``heartbeat`` is an epoch, ``busy`` the seconds spent in units, ``unit`` what it works on.
+
+    ``place`` and ``process_started`` say which process it is; see `hpc.process`.
+    """
 
     rank: int
     host: str = ""
@@ -56,6 +59,13 @@ class RankStatus:
     done: int = 0
     busy: float = 0.0
     rss_mb: float = 0.0
+    place: str = ""
+    process_started: str = ""
+
+    @property
+    def process(self) -> Process:
+        """The process it was."""
+        return Process(self.host, self.pid, self.process_started, self.place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +215,7 @@ def _checkpoint_age(run: Path, now: float) -> float | None:
 
 def _all_dead(ranks: Sequence[RankStatus]) -> bool:
     """Say whether all ranks were on this machine and none of their processes is there any more."""
-    here = os.uname().nodename
-    return bool(ranks) and all(r.host == here and not Path(f"/proc/{r.pid}").exists() for r in ranks)
+    return bool(ranks) and all(rank.process.lives() is False for rank in ranks)
 
 
 def _record(cls: type[T], values: Mapping[str, Any]) -> T:

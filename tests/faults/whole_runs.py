@@ -17,7 +17,7 @@ import numpy as np
 from harness import PATIENCE, Harness, Struck, child_environment, output_of
 
 from hpc.errors import LockedError
-from hpc.store.lock import read_owner
+from hpc.store.lock import living_owner
 
 SLOW = {"units": 30, "steps": 20, "seconds": 0.02}
 """Long enough that most kills come while it works."""
@@ -70,7 +70,7 @@ def kill(pids: list[int]) -> int:
 def wait_until_free(path: Path) -> None:
     """Wait until nobody works in the run: what outlives its launcher may go on for a while, and is respected."""
     end = time.monotonic() + PATIENCE
-    while (owner := read_owner(path / "lock")) and Path(f"/proc/{owner['pid']}").exists():
+    while (owner := living_owner(path / "lock")) is not None:
         assert time.monotonic() < end, f"{owner} still works in {path}"
         time.sleep(0.05)
 
