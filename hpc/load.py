@@ -46,6 +46,11 @@ def job_class(section: Mapping[str, Any]) -> type[Job]:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise ConfigError(_not_importable(section, module_name, error)) from error
+    except (TypeError, ValueError) as error:  # of importlib: a relative name, or one that is no name at all
+        if module_name.strip(".") and not module_name.startswith(".") and "\0" not in module_name:
+            raise
+        msg = f"job._target_: {target!r} is no dotted name of a class; choose with job=NAME"
+        raise ConfigError(msg) from error
     found = getattr(module, class_name, None)
     if found is None:
         jobs = [n for n, v in vars(module).items() if isinstance(v, type) and issubclass(v, Job) and v is not Job]

@@ -251,7 +251,9 @@ def _report(job: Job, life: Life) -> None:
     try:
         from hpc.report.write import write_report
 
-        write_report(job, life.run)
+        for text in write_report(job, life.run):
+            life.log.warning(text)
+            life.source.event("warning", text=text)
     except Exception as error:
         life.log.exception("the report could not be written; try again with: tessera report %s", life.run.path)
         life.source.event("warning", text=f"the report could not be written: {error!r}")

@@ -18,11 +18,18 @@ import yaml
 import hpc
 from hpc.errors import ChangedConfigError, CorruptFileError, InputError, RunDirError
 from hpc.store.lock import refuse_if_held_for_long
+from hpc.store.plain import read_json, require_regular
 from hpc.store.records import read_record
 from hpc.yamlfile import read_yaml
 
 FORMAT: Final = 1
 """Of the layout below; a run of another format is not touched."""
+
+_SECTIONS: Final = {"job", "run", "cluster", "engine", "checkpoint"}
+"""Of the configuration; what else there is, is a value."""
+
+_SHOWN: Final = 120
+"""Letters of a name that is too long."""
 
 _IDENTITY: Final = ("job", "seed")
 """The sections of the configuration that decide the results; the others may change from start to start."""
@@ -110,6 +117,7 @@ class RunDir:
             If the directory cannot be written, is no run directory, or was made by another version.
         """
         run = cls(path)
+        _require_name(path)
         if run.config_file.exists():
             refuse_if_held_for_long(run.lock_file)
             run.check_version(any_version=bool(config.get("run", {}).get("any_version", False)))
@@ -137,9 +145,13 @@ class RunDir:
             If there is none.
         """
         run = cls(path.absolute())
-        if not run.config_file.is_file():
-            msg = f"{path}: no run here (config.yaml is missing); give the directory that was run.dir"
-            raise RunDirError(msg)
+        try:
+            require_regular(run.config_file)
+        except OSError as error:
+            missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+            cause = "is missing" if missing else f"cannot be used: {error.strerror}"
+            msg = f"{path}: no run here (config.yaml {cause}); give the directory that was run.dir"
+            raise RunDirError(msg) from error
         return run
 
     def load_config(self) -> dict[str, Any]:
@@ -158,6 +170,13 @@ class RunDir:
         if not isinstance(config, dict) or "job" not in config:
             msg = f"{self.config_file}: holds no configuration of a run; restore it, or start a new run"
             raise RunDirError(msg)
+        for name in _SECTIONS & config.keys():
+            if not isinstance(config[name], dict):
+                msg = (
+                    f"{self.config_file}: config.{name} must be a section of keys, not {config[name]!r}; restore the "
+                    "file, or start a new run"
+                )
+                raise RunDirError(msg)
         return config
 
     def check_version(self, *, any_version: bool = False) -> None:
@@ -199,8 +218,12 @@ class RunDir:
     def quarantined(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Return the quarantine records by stage and unit."""
         files = sorted((self.path / "checkpoints").glob("*/quarantine.json"))
-        found = {f.parent.name: _read_json(f) for f in files}
-        return {stage: records for stage, records in found.items() if records}
+        found = {f.parent.name: _read_json(f) or {} for f in files}
+        sound = {
+            stage: {unit: record for unit, record in records.items() if isinstance(record, dict)}
+            for stage, records in found.items()
+        }
+        return {stage: records for stage, records in sound.items() if records}
 
     def forget_quarantine(self) -> int:
         """Let quarantined units be tried again; return how many there were.
@@ -270,10 +293,29 @@ def _lines(prefix: str, value: object) -> list[str]:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     with suppress(OSError, ValueError):
-        value = json.loads(path.read_bytes())
+        value = read_json(path)
         if isinstance(value, dict):
             return value
     return None
+
+
+def _require_name(path: Path) -> None:
+    """Raise if the file system takes no such name.
+
+    Raises
+    ------
+    hpc.errors.RunDirError
+        With its reason.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        cause = error.strerror if isinstance(error, OSError) else str(error)
+        shown = str(path) if len(str(path)) <= _SHOWN else f"{str(path)[:_SHOWN]}…"
+        msg = f"{shown}: cannot be a run directory ({cause}); give another run.dir"
+        raise RunDirError(msg) from error
 
 
 def _replace_text(path: Path, text: str) -> None:

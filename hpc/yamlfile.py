@@ -13,6 +13,7 @@ from typing import Any, Final
 import yaml
 
 from hpc.errors import InputError
+from hpc.store.plain import read_plain
 
 _DEEPEST: Final = 50
 """Sections within sections; a configuration has about five."""
@@ -32,9 +33,9 @@ def read_yaml(path: Path) -> Any:
     hpc.errors.InputError
         Saying in one line where the file is no YAML, or too large when its aliases are written out.
     OSError
-        If it cannot be read.
+        If it cannot be read, or is no plain file.
     """
-    return parse_yaml(path.read_bytes())
+    return parse_yaml(read_plain(path))
 
 
 def parse_yaml(text: str | bytes) -> Any:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from importlib.metadata import EntryPoint, entry_points
 from typing import Final
 
-from hpc.errors import EXIT_DONE, ConfigError, TesseraError, nearest
+from hpc.errors import EXIT_DONE, EXIT_FAILED, ConfigError, TesseraError, nearest
 
 VERBS: Final = {
     "status": "how far a run, or every run below a folder, is",
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        _require_folder()
         return _command(words)(words)
     except TesseraError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -57,6 +58,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
+    except OSError as error:
+        if error.filename is None:
+            raise
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
+        print(f"error: {name}: {error.strerror}; see that it is there and may be read", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _require_folder() -> None:
+    """Raise if the folder that relative paths start from is gone.
+
+    Raises
+    ------
+    hpc.errors.ConfigError
+        With the remedy.
+    """
+    try:
+        os.getcwd()  # noqa: PTH109 - nothing but the question
+    except OSError as error:
+        msg = f"the folder in which tessera was started is gone ({error.strerror}); go to one that exists: cd DIRECTORY"
+        raise ConfigError(msg) from None
 
 
 def workload_verbs() -> dict[str, EntryPoint]:

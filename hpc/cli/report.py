@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,8 @@ def main(arguments: Sequence[str]) -> int:
 
     run = RunDir.open(given.run)
     run.report.parent.mkdir(exist_ok=True)
-    write_report(load_job(run.load_config()["job"]), run)
+    left_out = write_report(load_job(run.load_config()["job"]), run)
     print(run.report)
+    for text in left_out:
+        print(f"warning: {text}", file=sys.stderr)
     return EXIT_DONE

@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from hpc.cli.arguments import Parser
-from hpc.errors import EXIT_DONE
+from hpc.errors import EXIT_DONE, RunDirError
 from hpc.launch.outcome import resume_line
 from hpc.watch.queued import read_statuses
 from hpc.watch.scheduler import efficiency
@@ -45,7 +45,10 @@ def _read(path: Path) -> list[RunStatus]:
 
 def _picture(runs: Sequence[RunStatus], path: Path) -> RenderableType:
     if [run.path for run in runs] != [str(path)]:
-        labels = {str(path / m.run): m.label for m in read_sweep(path)} if is_sweep(path) else {}
+        try:
+            labels = {str(path / m.run): m.label for m in read_sweep(path)} if is_sweep(path) else {}
+        except RunDirError as error:  # the runs are there all the same
+            return Group(listing(runs, path, {}), Text(str(error), style="red"))
         return listing(runs, path, labels)
     parts = [screen(runs[0], time.time())]
     if runs[0].slurm_job and (used := efficiency(runs[0].slurm_job)):

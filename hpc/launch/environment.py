@@ -35,6 +35,11 @@ _FOREIGN: Final = (
 _KEPT: Final = frozenset({"SLURM_CONF"})
 
 
+_MOST: Final = 256
+_CROWD: Final = 32
+"""Ranks per CPU that are started at most, and how many anyway: a mistyped number must not fill the process table."""
+
+
 @dataclass(frozen=True, slots=True)
 class Crew:
     """How many ranks, and how many threads each may use."""
@@ -51,8 +56,19 @@ def share_cpus(cluster: LocalCluster) -> Crew:
     Crew
         ``auto`` ranks are the usable CPUs divided by the threads (1 if these are ``auto`` too); ``auto``
         threads are the usable CPUs divided by the ranks; both at least 1.
+
+    Raises
+    ------
+    hpc.errors.LaunchError
+        If that many processes would bring the machine down.
     """
     cpus = len(usable_cpus())
+    if cluster.ranks != "auto" and cluster.ranks > max(_MOST, _CROWD * cpus):
+        msg = (
+            f"cluster.ranks={cluster.ranks} are too many for the {cpus} CPUs of this machine; give at most "
+            f"{max(_MOST, _CROWD * cpus)}, or auto"
+        )
+        raise LaunchError(msg)
     if cluster.ranks == "auto":
         threads = 1 if cluster.threads_per_process == "auto" else cluster.threads_per_process
         return Crew(max(1, cpus // threads), threads)
@@ -75,7 +91,11 @@ def find_mpiexec(setting: str | None) -> list[str]:
         If there is none.
     """
     if setting is not None:
-        words = shlex.split(setting)
+        try:
+            words = shlex.split(setting)
+        except ValueError as error:
+            msg = f"cluster.mpiexec: {setting!r} is no command ({error}); close the quotation, or give null"
+            raise LaunchError(msg) from error
         if not words or shutil.which(words[0]) is None:
             msg = f"cluster.mpiexec: there is no command {setting!r}; give its path, or null for the bundled"
             raise LaunchError(msg)

@@ -13,6 +13,7 @@ from typing import Any, Final
 from rich.text import Text
 
 from hpc.errors import EXIT_COME_BACK, EXIT_DONE, EXIT_FAILED, EXIT_QUARANTINED, EXIT_TOLD_TO_STOP
+from hpc.store.plain import read_json
 from hpc.watch.failure import Failure, last_lines
 from hpc.watch.screen import duration
 from hpc.watch.status import RunStatus, read_status
@@ -151,14 +152,17 @@ def _quarantined(run: Path) -> list[tuple[str, str, str]]:
     """Return (stage, unit, error) of every quarantined unit."""
     files = sorted((run / "checkpoints").glob("*/quarantine.json"))
     return [
-        (file.parent.name, key, str(record.get("error"))) for file in files for key, record in _read_json(file).items()
+        (file.parent.name, key, str(record.get("error")))
+        for file in files
+        for key, record in _read_json(file).items()
+        if isinstance(record, dict)
     ]
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     """Return the content of a JSON file, nothing if it is missing or damaged."""
     try:
-        value = json.loads(file.read_bytes())
+        value = read_json(file)
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from hpc.errors import EXIT_COME_BACK, EXIT_DONE, EXIT_FAILED, EXIT_QUARANTINED, LockedError
+from hpc.errors import EXIT_COME_BACK, EXIT_DONE, EXIT_FAILED, EXIT_QUARANTINED, LockedError, RunDirError
 from hpc.rundir import RunDir
 from hpc.settings import ClusterSettings, LocalCluster, SlurmCluster
 from hpc.watch.queued import read_statuses
-from hpc.watch.submissions import Submission, last_submission
+from hpc.watch.submissions import Submission, damage, last_submission
 
 _POLL: Final = 1.0
 """Seconds between looks at a run in SLURM."""
@@ -63,9 +63,17 @@ def refuse_if_submitted(run: Path) -> None:
     ------
     hpc.errors.LockedError
         With the job and what to do.
+    hpc.errors.RunDirError
+        If the record of its jobs is damaged.
     """
     from hpc.watch.scheduler import job_states
 
+    if problem := damage(run):
+        msg = (
+            f"{run / problem}, so nobody knows whether the run waits in SLURM's queue; look with squeue, then remove "
+            "the file"
+        )
+        raise RunDirError(msg)
     submission = last_submission(run)
     if submission is None:
         return

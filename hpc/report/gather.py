@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from hpc.store.atomic import write_bytes, write_hdf5
+from hpc.store.plain import read_json
 from hpc.watch.queued import read_statuses
 from hpc.watch.status import RunStatus
 from hpc.watch.sweeps import MemberRecord, read_sweep
@@ -68,12 +68,17 @@ def _row(directory: Path, member: MemberRecord, status: RunStatus) -> dict[str, 
 def _summary(file: Path) -> Mapping[str, Any]:
     """Return the scalars of a run's summary; nothing if there is none yet."""
     try:
-        values = json.loads(file.read_bytes())
+        values = read_json(file)
     except (OSError, ValueError):
         return {}
     if not isinstance(values, dict):
         return {}
-    return {key: value for key, value in values.items() if isinstance(value, int | float | str)}
+    return {key: _text(value) for key, value in values.items() if isinstance(value, int | float | str)}
+
+
+def _text(value: Any) -> Any:
+    """Return a value that can be written as UTF-8: JSON may hold half of a surrogate pair, and NUL ends HDF5's text."""
+    return value.encode("utf-8", "replace").decode().replace("\0", "") if isinstance(value, str) else value
 
 
 def _csv(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -102,5 +107,5 @@ def _number(value: Any) -> float | None:
         return math.nan
     try:
         return float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None

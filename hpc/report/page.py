@@ -18,6 +18,7 @@ from hpc.report.html import block, details, escape, facts, section, table
 from hpc.report.timeline import PALETTE, timeline
 from hpc.report.view import RunView, Section, Table
 from hpc.rundir import RunDir
+from hpc.store.plain import read_json
 from hpc.watch.screen import duration, speed
 from hpc.watch.status import RunStatus, read_status
 
@@ -63,6 +64,7 @@ def render_page(run: RunDir, view: RunView, sections: Sequence[Section]) -> str:
     colours = dict(zip(dict.fromkeys(named), cycle(PALETTE), strict=False))
     parts = [
         _header(status, view, provenance),
+        *(f'<p class="warning">{escape(text)}</p>' for text in view.left_out),
         _quarantine(run.quarantined()),
         *(section(s) for s in sections),
         _stages(status, colours),
@@ -91,7 +93,7 @@ def _header(status: RunStatus, view: RunView, provenance: Mapping[str, Any]) -> 
         "work": duration(_worked(view.events)),
         "units": units,
         "ranks × threads": f"{status.size} × {status.threads}",
-        "attempts": max(status.attempt, len(provenance.get("attempts", ()))),
+        "attempts": max(status.attempt, len(_attempts(provenance))),
     }
     if status.quarantined:
         shown["quarantined"] = status.quarantined
@@ -206,8 +208,9 @@ def _words(event: Mapping[str, Any]) -> str:
 
 def _origin(provenance: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     rows = []
-    for number, attempt in enumerate(provenance.get("attempts", ()), start=1):
-        code = attempt.get("code") or {}
+    for number, attempt in enumerate(_attempts(provenance), start=1):
+        code = attempt.get("code")
+        code = code if isinstance(code, dict) else {}
         commit = str(code.get("commit", ""))[:10] + (" + changes" if code.get("dirty") else "")
         shape = f"{attempt.get('ranks')} × {attempt.get('threads_per_process')}"
         rows.append((number, _date(attempt.get("started")), attempt.get("host"), shape, commit or None))
@@ -218,13 +221,22 @@ def _origin(provenance: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     return block("Where it comes from", *parts)
 
 
-def _date(epoch: float | None) -> str:
-    return "–" if epoch is None else f"{datetime.fromtimestamp(epoch, UTC):%Y-%m-%d %H:%M:%S} UTC"
+def _attempts(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the attempts of a record that may be damaged."""
+    listed = provenance.get("attempts")
+    return [attempt for attempt in listed if isinstance(attempt, dict)] if isinstance(listed, list) else []
+
+
+def _date(epoch: object) -> str:
+    try:
+        return f"{datetime.fromtimestamp(epoch, UTC):%Y-%m-%d %H:%M:%S} UTC"  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError, OSError):  # none, or of a damaged file
+        return "–"
 
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_bytes())
+        value = read_json(file)
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,6 +17,8 @@ _WIDTH: Final = 1000
 _LEFT: Final = 64
 _LANE: Final = 20
 _ROWS: Final = 360
+_RANKS: Final = 100_000
+"""More are not drawn; a damaged record may name rank 4,000,000."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class Attempt:
     @property
     def seconds(self) -> float:
         """From its first to its last record."""
-        return float(self.events[-1]["t"]) - self.start
+        return max(0.0, float(self.events[-1]["t"]) - self.start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ def spans(attempt: Attempt) -> list[Span]:
         last = next((e for e in later if e["event"] == "stage_end" and e["stage"] == event["stage"]), None)
         end = last or attempt.events[-1]
         begin_at, end_at = (attempt.offset + float(e["t"]) - attempt.start for e in (event, end))
+        begin_at, end_at = max(0.0, begin_at), max(0.0, begin_at, end_at)  # clocks are set back
         found.append(Span(str(event["stage"]), begin_at, end_at, end.get("ranks", ())))
     return found
 
@@ -89,7 +93,7 @@ def timeline(events: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) ->
     parts = [span for attempt in tries for span in spans(attempt)]
     total = sum(attempt.seconds for attempt in tries)
     rank_count = 1 + max((int(r["rank"]) for span in parts for r in span.ranks), default=-1)
-    if not rank_count or total <= 0:
+    if not 0 < rank_count <= _RANKS or total <= 0:
         return ""
     scale = (_WIDTH - _LEFT - 8) / total
     row = max(2.0, min(18.0, _ROWS / rank_count))
@@ -138,7 +142,7 @@ def _label(rank: int, row: float) -> str:
 def _ticks(total: float, scale: float, height: float) -> str:
     step = next(
         (s for s in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, 3600, 7200, 21600) if total / s <= 10),
-        86400.0,
+        86400.0 * math.ceil(total / 864000),
     )
     unit, name = (1.0, "s") if step < 60 else (60.0, "min") if step < 3600 else (3600.0, "h")
     shapes = []

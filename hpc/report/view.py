@@ -57,12 +57,15 @@ class RunView:
         The records of ``events.jsonl``, in order.
     timings
         Seconds by name, as recorded with ``ctx.timed(name)``: the longest over the ranks.
+    left_out
+        Sentences on what could not be read, so that the page lacks it.
     """
 
     path: Path
     config: Mapping[str, Any]
     events: Sequence[Mapping[str, Any]]
     timings: Mapping[str, float]
+    left_out: Sequence[str] = ()
 
     @property
     def results_dir(self) -> Path:

@@ -24,6 +24,7 @@ from hpc.errors import CorruptFileError
 from hpc.job import Arrays
 from hpc.store.faults import reached
 from hpc.store.guarded import new_hdf5
+from hpc.store.plain import require_regular
 
 TEMPORARY: Final = ".tmp-"
 """Marks temporary names; anything holding it may be deleted when no process works in the directory."""
@@ -146,6 +147,7 @@ def open_hdf5(path: Path) -> Iterator[tuple[h5py.Group, dict[str, Any]]]:
         If the file is missing, truncated, or its checksums do not match.
     """
     try:
+        require_regular(path)
         with h5py.File(path, "r", locking=False) as file:
             attributes = json.loads(file["attributes.json"][()].tobytes())
             yield file.get("arrays", {}), attributes

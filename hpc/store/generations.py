@@ -7,7 +7,6 @@ saying which it passed over and why. Older ones are deleted only after a newer o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from hpc.errors import CorruptFileError
 from hpc.job import Arrays
 from hpc.store.atomic import read_hdf5, sha256, write_hdf5
 from hpc.store.faults import reached
+from hpc.store.plain import read_json
 from hpc.store.records import unsealed, write_record
 
 SCHEMA: Final = 1
@@ -120,7 +120,7 @@ def load_generation(record_path: Path) -> tuple[int, dict[str, NDArray[Any]]]:
         If the record or its file is missing or damaged, or of another schema.
     """
     try:
-        record = unsealed(json.loads(record_path.read_bytes()))
+        record = unsealed(read_json(record_path))
         data = directory_file(record_path.parent, str(record["file"]))
         schema, size, digest, number = (
             record["schema"],

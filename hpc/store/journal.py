@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from hpc.store.plain import read_plain
+
 
 class Journal:
     """Records the units a rank begins and ends in one attempt at a stage."""
@@ -48,7 +50,7 @@ def entries(text: str) -> Iterator[tuple[str, str]]:
 
 def journal_names(directory: Path) -> list[str]:
     """Return the names of a stage's journals."""
-    return sorted(path.name for path in directory.glob("begun-*.txt"))
+    return sorted(path.name for path in directory.glob("begun-*.txt") if path.is_file())
 
 
 def deaths(directory: Path, names: Iterable[str]) -> Counter[str]:
@@ -56,7 +58,7 @@ def deaths(directory: Path, names: Iterable[str]) -> Counter[str]:
     count: Counter[str] = Counter()
     for path in (directory / name for name in names):
         open_units: set[str] = set()
-        for sign, key in entries(path.read_text(errors="replace")):
+        for sign, key in entries(read_plain(path).decode(errors="replace")):
             if sign == "+":
                 open_units.add(key)
             else:

@@ -27,6 +27,7 @@ from typing import Any, Final, TypeVar
 from hpc.errors import LockedError, LockLostError
 from hpc.process import Process, boot_id, pid_namespace, place
 from hpc.store.atomic import create
+from hpc.store.plain import read_json
 from hpc.store.records import sealed, unsealed
 
 T = TypeVar("T")
@@ -242,7 +243,7 @@ def _touched(path: Path) -> tuple[int, int] | None:
 def read_owner(path: Path) -> dict[str, Any] | None:
     """Return who holds the lock, None if nobody does or the file is damaged."""
     try:
-        return unsealed(json.loads(path.read_text()))
+        return unsealed(read_json(path))
     except (OSError, ValueError):
         return None
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from hpc.errors import CorruptFileError
 from hpc.store.atomic import write_json
+from hpc.store.plain import read_json
 
 _SEAL: Final = "digest"
 
@@ -53,7 +54,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
         If the file is damaged.
     """
     try:
-        return unsealed(json.loads(path.read_bytes()))
+        return unsealed(read_json(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -69,7 +70,7 @@ def write_keyed(path: Path, records: Mapping[str, Mapping[str, Any]], check: Cal
 def read_keyed(path: Path) -> tuple[dict[str, dict[str, Any]], str]:
     """Return the sound records of `write_keyed` by key, and what is wrong with the others ("" if nothing is)."""
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
     except FileNotFoundError:
         return {}, ""
     except (OSError, ValueError) as error:

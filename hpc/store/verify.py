@@ -16,9 +16,10 @@ from hpc.store.atomic import TEMPORARY
 from hpc.store.generations import load_generation, load_newest
 from hpc.store.journal import deaths, entries, journal_names
 from hpc.store.lock import is_held, read_owner
+from hpc.store.plain import read_plain
 from hpc.store.records import read_keyed, read_record
 from hpc.store.segments import read_whole
-from hpc.watch.events import read_events
+from hpc.watch.events import scan_events
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +103,17 @@ def _watched(run: RunDir) -> Iterator[Verdict]:
         else:
             yield Verdict("progress.json", "ok", str(progress.get("state")))
     if run.events_file.exists():
-        lines = len(run.events_file.read_bytes().splitlines())
-        cut = lines - sum(1 for _ in read_events(run.events_file))
-        text = f"{lines - cut} records" + (f"; {_count(cut, 'line')} cut short or damaged, passed over" if cut else "")
-        yield Verdict("events.jsonl", "note" if cut else "ok", text)
+        yield _events(run)
+
+
+def _events(run: RunDir) -> Verdict:
+    try:
+        lines = [found is not None for found in scan_events(run.events_file)]
+    except OSError as error:
+        return Verdict("events.jsonl", "bad", f"cannot be read ({error.strerror})")
+    cut = lines.count(False)
+    text = f"{len(lines) - cut} records" + (f"; {_count(cut, 'line')} cut short or damaged, passed over" if cut else "")
+    return Verdict("events.jsonl", "note" if cut else "ok", text)
 
 
 def _lock(run: RunDir, *, working: bool) -> Iterator[Verdict]:
@@ -188,7 +196,12 @@ class _Stage:
 
     def _journals(self) -> Iterator[Verdict]:
         for path in sorted(self.directory.glob("begun-*.txt")):
-            text = path.read_text(errors="replace")
+            try:
+                text = read_plain(path).decode(errors="replace")
+            except OSError as error:
+                if path.exists():  # or the working run has removed it meanwhile
+                    yield self._of(path, "bad", f"cannot be read ({error.strerror})")
+                continue
             begun = sum(sign == "+" for sign, _ in entries(text))
             lines = len(text.splitlines())
             cut = lines - sum(1 for _ in entries(text))

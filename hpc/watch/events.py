@@ -6,8 +6,18 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from hpc.store.plain import parse_json, require_regular
+from hpc.watch.fields import record
+
+_LONGEST: Final = 1 << 20
+"""Bytes of a line; the longest are those with a share for each rank."""
+
+_LATEST: Final = 4102444800.0
+"""The year 2100: no run has lived later."""
 
 
 class Events:
@@ -30,16 +40,71 @@ class Events:
                 return
 
 
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What the end of a stage says of each rank."""
+
+    rank: int
+    wall: float = 0.0
+    busy: float = 0.0
+    units: int = 0
+    files: int = 0
+    nbytes: int = 0
+    blocked: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """What the start and the end of a stage say."""
+
+    stage: str
+    ranks: tuple[_Share, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Timing:
+    """The seconds of ``timing``."""
+
+    seconds: dict[str, float]
+
+
+_SHAPES: Final = {"stage_start": _Stage, "stage_end": _Stage, "timing": _Timing}
+"""Of the events that something is computed from; the others are only shown."""
+
+
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a file; a line cut short by a kill is passed over."""
+    """Yield the records of a file, each with a time ``t`` and a name ``event``; damaged lines are passed over."""
+    return (found for found in scan_events(path) if found is not None)
+
+
+def scan_events(path: Path) -> Iterator[dict[str, Any] | None]:
+    """Yield a record for each line of a file, None for one that was cut short by a kill or is damaged.
+
+    Raises
+    ------
+    OSError
+        If there is something else than a file, or it cannot be read.
+    """
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        require_regular(path)
     except FileNotFoundError:
         return
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            yield record
+    with path.open("rb") as file:
+        while line := file.readline(_LONGEST):
+            yield _sound(line)
+            while not line.endswith(b"\n") and line:  # the rest of a line without an end
+                line = file.readline(_LONGEST)
+
+
+def _sound(line: bytes) -> dict[str, Any] | None:
+    """Return the record of a line if nothing that is computed from it can fail."""
+    try:
+        found = parse_json(line.decode("utf-8", "replace"))
+        event, time_of = found["event"], found["t"]
+        if type(event) is not str or type(time_of) not in (int, float) or not 0 <= time_of <= _LATEST:
+            return None
+        if event in _SHAPES:
+            record(_SHAPES[event], found)
+    except (ValueError, KeyError, TypeError):
+        return None
+    return dict(found)

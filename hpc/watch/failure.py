@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from hpc.store.plain import read_json
+from hpc.watch.fields import record
 
 AFTERGLOW: Final = 10.0
 """Seconds for which the other ranks may still write progress after one has failed."""
@@ -61,17 +63,18 @@ def read_failure(run: Path) -> Failure | None:
 
     Raises
     ------
-    OSError, ValueError, KeyError
+    OSError, ValueError
         If the file is damaged.
     """
     file, progress = run / "failure.json", run / "progress.json"
     try:
-        record = json.loads(file.read_bytes())
+        values = read_json(file)
         outlived = progress.exists() and progress.stat().st_mtime - file.stat().st_mtime > AFTERGLOW
     except FileNotFoundError:
         return None
-    texts = {name: str(record.get(name) or "") for name in ("host", "stage", "unit", "message", "traceback")}
-    failure = Failure(str(record["error"]), record.get("rank"), expected=bool(record.get("expected")), **texts)
+    if isinstance(values, dict):  # what a rank could not say is null
+        values = {key: value for key, value in values.items() if value is not None}
+    failure = record(Failure, values)
     return None if outlived else failure
 
 

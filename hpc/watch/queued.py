@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from hpc.store.plain import read_json
 from hpc.watch.scheduler import JobState, job_states
 from hpc.watch.status import LIVE, RunStatus, read_status
 from hpc.watch.submissions import last_submission
@@ -45,10 +45,10 @@ def slurm_job(run: Path, status: RunStatus) -> str:
     if not status.attempt:
         return ""
     try:
-        facts = json.loads((run / "provenance.json").read_bytes())["attempts"][-1]["slurm"]
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        job = read_json(run / "provenance.json")["attempts"][-1]["slurm"].get("SLURM_JOB_ID", "")
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
         return ""
-    return str(facts.get("SLURM_JOB_ID", ""))
+    return str(job)
 
 
 def _silent(status: RunStatus) -> bool:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from hpc.errors import RunDirError
 from hpc.process import Process
+from hpc.store.plain import read_json
 from hpc.watch.failure import Failure, read_failure
+from hpc.watch.fields import record
+from hpc.watch.submissions import damage
 from hpc.yamlfile import read_yaml
-
-T = TypeVar("T")
 
 LIVE: Final = ("starting", "running", "stopping")
 """States in which the ranks are at work, if they still give signs of life."""
+
+ENDED: Final = ("done", "failed", "stopped", "quarantined")
+"""States in which an attempt leaves ``progress.json``."""
 
 SILENCE: Final = 30.0
 """Seconds without a sign of life after which a run is called lost; never under ten heartbeats."""
@@ -125,6 +129,51 @@ class RunStatus:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    """What is read of ``progress.json``."""
+
+    state: str
+    attempt: int
+    stage: str | None
+    stages: tuple[StageStatus, ...]
+    rate: float | None
+    eta: float | None
+    started: float
+    updated: float
+    size: int
+    threads: int
+    message: str
+    ranks: tuple[RankStatus, ...]
+
+    def __post_init__(self) -> None:
+        if self.state not in (*LIVE, *ENDED):
+            msg = f"state is {self.state!r}, which no run is in"
+            raise ValueError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is read of the section ``job`` of ``config.yaml``."""
+
+    name: str | int
+
+
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """What is read of the section ``engine``."""
+
+    heartbeat: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Config:
+    """What is read of ``config.yaml``."""
+
+    job: _Job
+    engine: _Engine = field(default_factory=_Engine)
+
+
 def read_status(run: Path, now: float | None = None) -> RunStatus:
     """Read what ``config.yaml``, ``progress.json`` and ``failure.json`` of a run directory say.
 
@@ -138,68 +187,83 @@ def read_status(run: Path, now: float | None = None) -> RunStatus:
     Returns
     -------
     RunStatus
-        A damaged file gives the state ``unreadable`` and its cause, never an exception: one bad run must
+        A damaged file gives the state ``unreadable``, its name and the cause, never an exception: one bad run must
         not hide the others in a listing.
     """
     now = time.time() if now is None else now
     try:
-        config = read_yaml(run / "config.yaml")
-        job, heartbeat = str(config["job"]["name"]), float(config.get("engine", {}).get("heartbeat", 0.0))
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        job, heartbeat = _of_config(run)
+    except (OSError, ValueError) as error:
         return RunStatus(str(run), "unreadable", message=f"config.yaml: {_first_line(error)}")
+    failure, complaint = _failure(run)
     try:
-        progress = json.loads((run / "progress.json").read_bytes())
-        failure = read_failure(run)
-        return _status(str(run), job, progress, failure, now - max(SILENCE, 10 * heartbeat), now)
+        progress = record(_Progress, read_json(run / "progress.json"))
     except FileNotFoundError:
-        return _not_started(run, job)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        status = _not_started(run, job, failure)
+    except (OSError, ValueError) as error:
         return RunStatus(str(run), "unreadable", job, message=f"progress.json: {_first_line(error)}")
+    else:
+        status = _status(str(run), job, progress, failure, now - max(SILENCE, 10 * heartbeat), now)
+    if complaint:
+        message = f"failure.json: {complaint}; by the other files the run is {status.state}"
+        return replace(status, state="unreadable", message=message)
+    if problem := damage(run):
+        state = "unreadable" if status.state == "not started" else status.state
+        return replace(status, state=state, message=f"{problem}; so SLURM cannot be asked about it")
+    return status
+
+
+def _of_config(run: Path) -> tuple[str, float]:
+    """Return the job's name and the seconds between its heartbeats."""
+    found = record(_Config, read_yaml(run / "config.yaml"))
+    return str(found.job.name), found.engine.heartbeat
+
+
+def _failure(run: Path) -> tuple[Failure | None, str]:
+    """Return what failed, or what is wrong with the record of it."""
+    try:
+        return read_failure(run), ""
+    except (OSError, ValueError) as error:
+        return None, _first_line(error)
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _not_started(run: Path, job: str) -> RunStatus:
+def _not_started(run: Path, job: str, failure: Failure | None) -> RunStatus:
     """Return the status of a run whose ranks have written no progress."""
-    try:
-        failure = read_failure(run)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        return RunStatus(str(run), "unreadable", job, message=f"failure.json: {_first_line(error)}")
     if failure is None:
         return RunStatus(str(run), "not started", job)
     return RunStatus(str(run), "failed", job, message=failure.error, failure=failure)
 
 
-def _status(
-    path: str, job: str, progress: Mapping[str, Any], failure: Failure | None, oldest: float, now: float
-) -> RunStatus:
+def _status(path: str, job: str, progress: _Progress, failure: Failure | None, oldest: float, now: float) -> RunStatus:
     """Return the status of a run that has written progress; signs of life before ``oldest`` do not count."""
-    ranks = tuple(_record(RankStatus, r) for r in progress["ranks"])
-    updated = float(progress["updated"])
-    last = max([updated, *(r.heartbeat for r in ranks)])
-    state = str(progress["state"])
+    last = max([progress.updated, *(r.heartbeat for r in progress.ranks)])
+    state = progress.state
     if state in LIVE:
-        silent = last < (now - DEAD_SILENCE if _all_dead(ranks) else oldest)
+        silent = last < (now - DEAD_SILENCE if _all_dead(progress.ranks) else oldest)
         state = "failed" if failure else "lost" if silent else state
     return RunStatus(
         path=path,
         state=state,
         job=job,
-        attempt=int(progress["attempt"]),
-        stage=progress["stage"],
-        stages=tuple(_record(StageStatus, s) for s in progress["stages"]),
-        rate=progress["rate"],
-        eta=progress["eta"],
-        started=float(progress["started"]),
-        updated=updated,
+        attempt=progress.attempt,
+        stage=progress.stage,
+        stages=progress.stages,
+        rate=progress.rate,
+        eta=progress.eta,
+        started=progress.started,
+        updated=progress.updated,
         silent=max(0.0, now - last),
-        size=int(progress["size"]),
-        threads=int(progress["threads"]),
+        size=progress.size,
+        threads=progress.threads,
         checkpoint_age=_checkpoint_age(Path(path), now),
-        ranks=ranks,
-        message=failure.error if failure else str(progress["message"]),
+        ranks=progress.ranks,
+        message=failure.error if failure else progress.message,
         failure=failure,
     )
 
@@ -218,12 +282,6 @@ def _all_dead(ranks: Sequence[RankStatus]) -> bool:
     return bool(ranks) and all(rank.process.lives() is False for rank in ranks)
 
 
-def _record(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Build a record from the keys it knows: a newer version may have written more."""
-    names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-    return cls(**{key: value for key, value in values.items() if key in names})
-
-
 def find_runs(folder: Path) -> Sequence[Path]:
     """Return the run directories at or below a folder (two levels: runs, and members of sweeps).
 
@@ -232,8 +290,8 @@ def find_runs(folder: Path) -> Sequence[Path]:
     hpc.errors.RunDirError
         If there are none.
     """
-    if not folder.exists():
-        siblings = sorted(p.name for p in folder.parent.iterdir()) if folder.parent.is_dir() else []
+    if not os.path.exists(folder):  # noqa: PTH110 - the method raises for a name that is too long
+        siblings = sorted(p.name for p in folder.parent.iterdir()) if os.path.isdir(folder.parent) else []  # noqa: PTH112
         there = f"; {folder.parent} holds: {', '.join(siblings[:8])}" if siblings else ""
         msg = f"{folder} does not exist{there}; name a run directory or a folder of runs"
         raise RunDirError(msg)

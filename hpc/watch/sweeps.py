@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from hpc.errors import RunDirError
+from hpc.store.plain import read_json
+from hpc.watch.fields import record
 
 FILE: Final = "sweep.json"
 
@@ -31,17 +34,29 @@ class MemberRecord:
     label: str
     overrides: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        if self.run in {"", ".", ".."} or "/" in self.run or "\0" in self.run:
+            msg = f"the run {self.run!r} is no folder of the sweep"
+            raise ValueError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sweep:
+    """What is read of the file."""
+
+    members: tuple[MemberRecord, ...]
+
 
 def write_sweep(directory: Path, members: Sequence[MemberRecord]) -> None:
     """Write ``sweep.json``."""
     directory.mkdir(parents=True, exist_ok=True)
-    record = {"schema": 1, "members": [asdict(member) for member in members]}
-    (directory / FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    content = {"schema": 1, "members": [asdict(member) for member in members]}
+    (directory / FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def is_sweep(directory: Path) -> bool:
     """Say whether a directory is that of a sweep."""
-    return (directory / FILE).is_file()
+    return os.path.isfile(directory / FILE)  # noqa: PTH113 - the method raises for a name that is too long
 
 
 def read_sweep(directory: Path) -> list[MemberRecord]:
@@ -53,8 +68,8 @@ def read_sweep(directory: Path) -> list[MemberRecord]:
         If its record is damaged.
     """
     try:
-        members = json.loads((directory / FILE).read_bytes())["members"]
-        return [MemberRecord(m["run"], m["label"], tuple(m["overrides"])) for m in members]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        msg = f"{directory / FILE}: cannot be read ({error!r}); resume the runs of the sweep one by one"
+        return list(record(_Sweep, read_json(directory / FILE)).members)
+    except (OSError, ValueError) as error:
+        cause = error.strerror if isinstance(error, OSError) else error
+        msg = f"{directory / FILE}: cannot be used ({cause}); resume the runs of the sweep one by one"
         raise RunDirError(msg) from error
