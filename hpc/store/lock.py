@@ -27,7 +27,7 @@ from typing import Any, Final, TypeVar
 from hpc.errors import LockedError, LockLostError
 from hpc.process import Process, boot_id, pid_namespace, place
 from hpc.store.atomic import create
-from hpc.store.plain import read_json
+from hpc.store.plain import read_json, read_plain
 from hpc.store.records import sealed, unsealed
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ class Claim:
         """
         for pause in _LOOKS:
             try:
-                found = self.path.read_bytes()
+                found = read_plain(self.path)
             except FileNotFoundError:
                 time.sleep(pause)
                 continue
@@ -138,7 +138,7 @@ class RunLock:
         if self._link(mine):
             return True
         try:
-            judged = self.path.read_bytes()
+            judged = read_plain(self.path)
         except FileNotFoundError:
             return False
         refuse_if_held(self.path)
@@ -146,7 +146,7 @@ class RunLock:
         with suppress(FileNotFoundError):  # somebody else was faster; or NFS lost the answer, and it is done
             self.path.rename(stale)
         with suppress(FileNotFoundError):
-            if stale.read_bytes() != judged:
+            if read_plain(stale) != judged:
                 with suppress(FileExistsError):
                     os.link(stale, self.path)
             stale.unlink()
@@ -161,7 +161,7 @@ class RunLock:
             os.link(mine, self.path)
         except OSError as error:
             with suppress(OSError):
-                if self.path.read_bytes() == self.claim.content:
+                if read_plain(self.path) == self.claim.content:
                     return True
             if not isinstance(error, FileExistsError):
                 raise
@@ -233,10 +233,13 @@ def _patiently(
 def _touched(path: Path) -> tuple[int, int] | None:
     """Return what changes with every sign of life of an owner; the file is opened, so that NFS asks the server."""
     try:
-        with path.open("rb") as file:
-            found = os.fstat(file.fileno())
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
+    try:
+        found = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
     return found.st_ino, found.st_mtime_ns
 
 
