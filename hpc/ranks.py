@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from hpc import leftovers
 from hpc.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -140,6 +141,8 @@ class MpiRanks:
         self._node = MPI.Intracomm(comm.Split_type(MPI.COMM_TYPE_SHARED))
         self.local_rank = self._node.rank
         self.local_size = self._node.size
+        if self.local_rank == 0:  # all ranks of the node have met in Split_type: MPI has started on each
+            leftovers.unname()
         self._windows: list[MPI.Win] = []
 
     def barrier(self) -> None:
@@ -270,6 +273,7 @@ def world() -> Ranks:
         started but cannot be imported.
     """
     if launched_with_mpi():
+        leftovers.clear()
         try:
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:

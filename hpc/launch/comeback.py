@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from hpc import leftovers
 from hpc.errors import EXIT_COME_BACK, EXIT_TOLD_TO_STOP
 from hpc.rundir import RunDir
 from hpc.watch.events import Events
@@ -120,6 +121,7 @@ def main(arguments: list[str]) -> int:
         own, how often the job may come back (``cluster.max_requeues`` otherwise).
     """
     where, code, *rest = arguments
+    leftovers.clear()
     run, ended = _run(Path(where)), int(code)
     limit = int(rest[0] if rest else run.load_config().get("cluster", {}).get("max_requeues", 0))
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))

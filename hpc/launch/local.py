@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+from hpc import leftovers
 from hpc.errors import (
     EXIT_BAD_INPUT,
     EXIT_COME_BACK,
@@ -89,6 +90,7 @@ def launch(run: Path, cluster: LocalCluster) -> int:
                 _follow(process, run, interrupts, screen, started)
         finally:
             _end(process)
+            leftovers.clear()
     code = _exit_code(process.returncode, interrupts.count)
     ending = Ending(run, code, process.returncode, started, interrupts.count, log, log_start)
     if code == EXIT_FAILED:

@@ -97,6 +97,33 @@ def test_a_node_that_is_cut_off(stage):
     assert re.search(r"has taken this run over|its lock is gone", (run.path / "logs" / "rank-00000.log").read_text())
 
 
+@pytest.mark.slow
+def test_hurt_ranks_on_one_node(stage):
+    """The requeued job has the job, the step and the shared memory of the one before."""
+    _hurt(stage, 1)
+
+
+@pytest.mark.slow
+def test_hurt_ranks_on_two_nodes(stage):
+    _hurt(stage, 2)
+
+
+def _hurt(stage, nodes: int) -> None:
+    """Let ranks abandon a unit that outlasts the grace period, and kill one in the next stay."""
+    words = [f"cluster.nodes={nodes}", "job.slow=[u00010]", f"job.scratch={stage.folder}", "engine.grace=3"]
+    run = stage.submit("job.seconds=0.3", *words)
+    run.get_going()
+    stage.cluster.run("scancel", "--signal=USR2", run.job)
+    until(lambda: run.progress()["attempt"] == 2, 60, run.said)
+    assert run.events("requeue")[-1]["reason"].startswith("the time limit")
+    assert run.events("abandoned")
+    run.get_going(run.done() + 10)
+    kill(run.progress()["ranks"][-1]["pid"])
+    stage.assert_came_back(run)
+    assert [e["reason"][:10] for e in run.events("requeue")] == ["the time l", "its ranks "]
+    assert len(run.events("run_start")) == 3
+
+
 def test_cancelled_and_signalled_by_hand(stage):
     """USR1 asks for coming back, a plain scancel for an end."""
     run = stage.submit("job.seconds=0.3")
