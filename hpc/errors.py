@@ -66,6 +66,10 @@ class CorruptFileError(TesseraError):
     """A checkpoint file does not hold what was written to it."""
 
 
+class UnreadableError(TesseraError):
+    """A file cannot be read now, which says nothing of its content; nothing was changed."""
+
+
 class ResultError(TesseraError):
     """A job ran to its end, but its results are not what was asked for: a fit that did not converge."""
 

@@ -123,6 +123,29 @@ class Loop(ABC):
 Stage: TypeAlias = Map | Loop
 
 
+_STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def stages_of(job: Job) -> list[Stage]:
+    """Return a job's stages, each with a name of its own that can be a folder's.
+
+    Raises
+    ------
+    ValueError
+        If a name is used twice, or is no plain file name: it would lead to another folder.
+    """
+    stages = list(job.stages())
+    names = [stage.name for stage in stages]
+    for name in names:
+        if not _STAGE_NAME.fullmatch(name):
+            msg = f"stage name {name!r} may hold only letters, digits and ._- and starts with a letter or digit"
+            raise ValueError(msg)
+        if names.count(name) > 1:
+            msg = f"two stages are called {name!r}; stage names must be unique within the job"
+            raise ValueError(msg)
+    return stages
+
+
 class Job(ABC):
     """A workload: options, stages, and the pictures of its report.
 

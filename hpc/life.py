@@ -23,7 +23,7 @@ from hpc.settings import Settings
 from hpc.stop import StopFlag, Wish
 from hpc.store.journal import Journal
 from hpc.store.lock import Claim
-from hpc.store.patience import insist
+from hpc.store.patience import T, insist, read_patiently
 from hpc.store.records import read_record
 from hpc.store.writer import Writer
 from hpc.watch.progress import Pulse
@@ -128,10 +128,14 @@ class Life:
 
         insist(checked, self.settings.checkpoint.deadline, self.warn)
 
+    def read(self, action: Callable[[], T], /) -> T:
+        """Do something that only reads files, again while the file system refuses; see `read_patiently`."""
+        return read_patiently(action, self.settings.checkpoint.deadline, self.warn)
+
     def read_record(self, path: Path, stage: str) -> dict[str, Any] | None:
         """Return a sealed record of a stage; one that is damaged counts as absent, and that is said."""
         try:
-            return read_record(path)
+            return self.read(lambda: read_record(path))
         except CorruptFileError as error:
             self.source.event("fallback", stage=stage, reason=str(error))
             self.log.warning("%s", error)

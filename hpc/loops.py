@@ -107,7 +107,7 @@ def _restore(stage: Loop, life: Life) -> tuple[int, Arrays]:
     if life.desk:
         directory = life.run.stage(stage.name)
         directory.mkdir(parents=True, exist_ok=True)
-        found = load_newest(directory)
+        found = life.read(lambda: load_newest(directory))
         for reason in found.fallbacks:
             life.desk.event("fallback", stage=stage.name, reason=reason)
             life.log.warning("%s; going back to the generation before", reason)

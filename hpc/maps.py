@@ -45,7 +45,7 @@ def run_map(stage: Map, index: int, life: Life) -> bool:
     directory = life.run.stage(stage.name)
     if life.desk:
         directory.mkdir(parents=True, exist_ok=True)
-    found = survey(directory, life.ranks, whole=life.attempt > 1)
+    found = survey(directory, life.ranks, whole=life.attempt > 1, reading=life.read)
     plan = life.ranks.bcast(_plan(stage, directory, life, found) if found is not None else None)
     if plan.complete:
         life.homes[stage.name] = plan.home
@@ -58,7 +58,7 @@ def run_map(stage: Map, index: int, life: Life) -> bool:
     cost = _work(stage, directory, life)
     costs = life.ranks.gather(cost)
     # Every rank is told where each unit's result lies, so that none depends on its own view of the directory.
-    after = survey(directory, life.ranks, whole=False)
+    after = survey(directory, life.ranks, whole=False, reading=life.read)
     home = life.homes[stage.name] = life.ranks.bcast(after.segments.home if after is not None else None)
     if life.agree_to_stop() and life.ranks.bcast(bool(_missing(plan, home, life.desk)) if life.desk else None):
         return False
@@ -214,7 +214,7 @@ def _complete(stage: Map, directory: Path, plan: Plan, desk: Desk, life: Life, c
         )
         raise RankError(msg)
     keys = {u.key for u in plan.units}
-    results = StoredResults(directory, {k: f for k, f in home.items() if k in keys})
+    results = StoredResults(directory, {k: f for k, f in home.items() if k in keys}, life.read)
     with life.ctx.timed(f"merge {stage.name}"):
         life.insist(lambda: stage.merge(results, life.ctx))
     record = {
@@ -230,7 +230,7 @@ def _complete(stage: Map, directory: Path, plan: Plan, desk: Desk, life: Life, c
 
 def _read_quarantine(directory: Path, stage: str, life: Life) -> dict[str, UnitFailure]:
     """Return the units an earlier attempt gave up; a damaged record is forgotten, and its unit tried again."""
-    records, problem = read_keyed(directory / "quarantine.json")
+    records, problem = life.read(lambda: read_keyed(directory / "quarantine.json"))
     if problem:
         life.source.event("fallback", stage=stage, reason=problem)
         life.log.warning("%s: its units are tried again", problem)

@@ -11,18 +11,22 @@ import logging
 import os
 import socket
 import sys
+import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from hpc import threads
-from hpc.errors import EXIT_BAD_INPUT, EXIT_FAILED, LockedError, RunDirError, TesseraError
+from hpc.errors import EXIT_BAD_INPUT, EXIT_FAILED, LockedError, RunDirError, TesseraError, UnreadableError
 from hpc.stop import StopFlag, listen
 from hpc.whereabouts import Whereabouts, this_stay
 
 if TYPE_CHECKING:
     from hpc.ranks import Ranks
+
+_CONFIG_PAUSES: Final = (0.2, 0.4, 0.8, 1.6, 2, 2, 2, 2, 2)
+"""Seconds between tries to read a configuration that cannot be read now; how long to wait for others it says itself."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,14 +60,21 @@ def main(arguments: list[str] | None = None) -> int:
         return code
 
 
-def _config(path: Path) -> tuple[dict[str, Any], RunDirError | None]:
+def _config(path: Path) -> tuple[dict[str, Any], TesseraError | None]:
     """Return the configuration, or what is wrong with it."""
     from hpc.rundir import RunDir
 
-    try:
-        return RunDir.open(path).load_config(), None
-    except RunDirError as error:
-        return {}, error
+    pauses = iter(_CONFIG_PAUSES)
+    while True:
+        try:
+            return RunDir.open(path).load_config(), None
+        except UnreadableError as error:
+            pause = next(pauses, None)
+            if pause is None:
+                return {}, error
+            time.sleep(pause)
+        except RunDirError as error:
+            return {}, error
 
 
 def _run(path: Path, config: dict[str, Any], ranks: Ranks, budget: int, here: Whereabouts, flag: StopFlag) -> int:

@@ -22,7 +22,7 @@ from hpc.errors import (
 )
 from hpc.fence import Fence, patience
 from hpc.grace import Grace
-from hpc.job import Job, Map
+from hpc.job import Job, Map, stages_of
 from hpc.life import Heartbeat, Life, pulse_seconds
 from hpc.loops import run_loop
 from hpc.maps import run_map
@@ -33,6 +33,7 @@ from hpc.settings import Settings
 from hpc.stop import StopFlag, listen
 from hpc.store.atomic import remove_temporaries
 from hpc.store.lock import Claim, RunLock, take_patiently
+from hpc.store.patience import read_patiently
 from hpc.store.segments import StoredResults
 from hpc.watch.events import Events
 from hpc.watch.progress import Progress, State
@@ -131,7 +132,11 @@ def _begin(
     if ranks.rank == 0:
         for left in remove_temporaries(run.path):
             logging.getLogger("tessera").info("removed %s, left by a killed writer", left)
-        attempt = record_attempt(run, digest, ranks.size, budget)
+        attempt = read_patiently(
+            lambda: record_attempt(run, digest, ranks.size, budget),
+            settings.checkpoint.deadline,
+            logging.getLogger("tessera").warning,
+        )
     attempt = ranks.bcast(attempt)
     desk = None
     if ranks.rank == 0:
@@ -149,10 +154,11 @@ def _begin(
         seed=settings.seed,
         results_dir=run.results,
         log=log,
-        results_of=lambda stage: StoredResults(run.stage(stage), homes[stage]),
+        results_of=lambda stage: StoredResults(run.stage(stage), homes[stage], life.read),
         stopping=lambda: bool(flag),
     )
-    return Life(run, settings, digest, ranks, ctx, source, desk, flag, attempt, log, here, claim, homes)
+    life = Life(run, settings, digest, ranks, ctx, source, desk, flag, attempt, log, here, claim, homes)
+    return life
 
 
 def _desk_thread(life: Life) -> DeskThread | None:
@@ -185,7 +191,7 @@ def _chores(life: Life, lock: RunLock | None) -> Any:
 
 def _stages(job: Job, life: Life) -> int:
     """Set the job up and run its stages in order; return the exit code."""
-    stages = list(job.stages())
+    stages = stages_of(job)
     if life.desk:
         life.desk.progress.plan([(s.name, "map" if isinstance(s, Map) else "loop") for s in stages])
         life.desk.progress.write()
@@ -203,7 +209,7 @@ def _stages(job: Job, life: Life) -> int:
             return _end(life, "stopped", life.stop_code())
     life.here.stage = "report"
     _collect_timings(life)
-    quarantined = bool(life.ranks.bcast(bool(life.run.quarantined()) if life.desk else None))
+    quarantined = bool(life.ranks.bcast(life.desk.progress.quarantined > 0 if life.desk else None))
     complaint = life.ranks.bcast(job.complaint(life.ctx) if life.desk else None)
     if complaint:
         code = _end(life, "failed", EXIT_FAILED)

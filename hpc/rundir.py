@@ -5,8 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,11 +14,14 @@ from typing import Any, Final
 import yaml
 
 import hpc
-from hpc.errors import ChangedConfigError, CorruptFileError, InputError, RunDirError
+from hpc.errors import ChangedConfigError, CorruptFileError, RunDirError
+from hpc.store.atomic import write_bytes
 from hpc.store.lock import refuse_if_held_for_long
+from hpc.store.patience import unreadable
 from hpc.store.plain import read_json, require_regular
+from hpc.store.reading import content_of, is_refusal
 from hpc.store.records import read_record
-from hpc.yamlfile import read_yaml
+from hpc.yamlfile import parse_yaml
 
 FORMAT: Final = 1
 """Of the layout below; a run of another format is not touched."""
@@ -118,7 +119,7 @@ class RunDir:
         """
         run = cls(path)
         _require_name(path)
-        if run.config_file.exists():
+        if _is_there(run.config_file):
             refuse_if_held_for_long(run.lock_file)
             run.check_version(any_version=bool(config.get("run", {}).get("any_version", False)))
             _compare(run.load_config(), config, run)
@@ -129,7 +130,7 @@ class RunDir:
             for directory in (run.logs, run.results, run.report.parent, path / "checkpoints"):
                 directory.mkdir(parents=True, exist_ok=True)
             run.failure_file.unlink(missing_ok=True)
-            _replace_text(run.config_file, yaml.safe_dump(dict(config), sort_keys=False))
+            write_bytes(run.config_file, yaml.safe_dump(dict(config), sort_keys=False).encode())
         except OSError as error:
             msg = f"{path}: the run directory cannot be written ({error.strerror}); free space or give another run.dir"
             raise RunDirError(msg) from error
@@ -143,11 +144,15 @@ class RunDir:
         ------
         hpc.errors.RunDirError
             If there is none.
+        hpc.errors.UnreadableError
+            If this cannot be told now.
         """
         run = cls(path.absolute())
         try:
             require_regular(run.config_file)
         except OSError as error:
+            if is_refusal(error):
+                raise unreadable(error) from error
             missing = isinstance(error, FileNotFoundError | NotADirectoryError)
             cause = "is missing" if missing else f"cannot be used: {error.strerror}"
             msg = f"{path}: no run here (config.yaml {cause}); give the directory that was run.dir"
@@ -161,10 +166,14 @@ class RunDir:
         ------
         hpc.errors.RunDirError
             If the file is damaged.
+        hpc.errors.UnreadableError
+            If it cannot be read now.
         """
         try:
-            config = read_yaml(self.config_file)
-        except (OSError, InputError) as error:
+            config = parse_yaml(content_of(self.config_file))
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and is_refusal(error):
+                raise unreadable(error) from error
             msg = f"{self.config_file}: cannot be read ({error}); restore it, or start a new run"
             raise RunDirError(msg) from error
         if not isinstance(config, dict) or "job" not in config:
@@ -186,11 +195,15 @@ class RunDir:
         ------
         hpc.errors.RunDirError
             With both versions and the remedy.
+        hpc.errors.UnreadableError
+            If ``provenance.json`` cannot be read now.
         """
         try:
             made = read_record(self.provenance_file)
         except CorruptFileError:  # who made it cannot be told; the ranks say so and begin a new record
             return
+        except OSError as error:
+            raise unreadable(error) from error
         if made is None:
             return
         layout, version = made.get("format"), made.get("version")
@@ -224,34 +237,6 @@ class RunDir:
             for stage, records in found.items()
         }
         return {stage: records for stage, records in sound.items() if records}
-
-    def forget_quarantine(self) -> int:
-        """Let quarantined units be tried again; return how many there were.
-
-        Stages after the first affected one were computed from incomplete results: they are run anew.
-
-        Raises
-        ------
-        hpc.errors.RunDirError
-            If the order of the stages is not known because ``progress.json`` is damaged.
-        """
-        records = self.quarantined()
-        order = [s["name"] for s in (self.read_progress() or {}).get("stages", [])]
-        if not records.keys() <= set(order):
-            msg = (
-                f"{self.progress_file}: is missing or damaged, so the stages after {min(records)} are not known; "
-                f"resume once without --retry-failed, which writes it anew"
-            )
-            raise RunDirError(msg)
-        # The quarantine goes last: killed in between, this can be done again, and nothing stale passes for complete.
-        affected = [i for i, name in enumerate(order) if name in records]
-        for later in order[min(affected, default=len(order)) + 1 :]:
-            shutil.rmtree(self.stage(later), ignore_errors=True)
-        for stage in records:
-            directory = self.stage(stage)
-            for stale in (directory / "complete.json", *directory.glob("begun-*.txt"), directory / "quarantine.json"):
-                stale.unlink(missing_ok=True)
-        return sum(len(r) for r in records.values())
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -318,7 +303,9 @@ def _require_name(path: Path) -> None:
         raise RunDirError(msg) from error
 
 
-def _replace_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+def _is_there(path: Path) -> bool:
+    """Say whether a file exists; a folder that may not be looked into is no answer."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise unreadable(error) from error

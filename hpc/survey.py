@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hpc.ranks import Ranks
 from hpc.store.journal import deaths, journal_names
+from hpc.store.patience import Reading, at_once
 from hpc.store.segments import Listing, Scan, list_segment, segment_names, united
 
 
@@ -27,7 +28,7 @@ class Survey:
     deaths: Counter[str]
 
 
-def survey(directory: Path, ranks: Ranks, *, whole: bool) -> Survey | None:
+def survey(directory: Path, ranks: Ranks, *, whole: bool, reading: Reading = at_once) -> Survey | None:
     """Look through a stage's folder, every rank at its share of the files. Collective.
 
     Parameters
@@ -38,22 +39,25 @@ def survey(directory: Path, ranks: Ranks, *, whole: bool) -> Survey | None:
         The communicator.
     whole
         Verify every byte of the segments; see `hpc.store.segments.scan`.
+    reading
+        How each file is read.
 
     Returns
     -------
     Survey or None
         On rank 0, which alone looks at what there is; None elsewhere.
     """
-    names = (segment_names(directory), journal_names(directory)) if ranks.rank == 0 else ([], [])
+    names: tuple[list[str], list[str]] = ([], [])
+    if ranks.rank == 0:
+        names = reading(lambda: (segment_names(directory), journal_names(directory)))
     segments, journals = (part[ranks.rank :: ranks.size] for part in ranks.bcast(names))
-    listings = [list_segment(directory / name, whole=whole) for name in segments]
-    gathered = ranks.gather((listings, deaths(directory, journals)))
+
+    def listed(name: str) -> Listing:
+        return reading(lambda: list_segment(directory / name, whole=whole))
+
+    gathered = ranks.gather(([listed(name) for name in segments], reading(lambda: deaths(directory, journals))))
     if gathered is None:
         return None
     # Another node may be behind with what it sees of the folder: rank 0 believes in damage only if it sees it, too.
-    found = [_confirmed(each, directory, whole=whole) for part, _ in gathered for each in part]
+    found = [listed(each.name) if each.damage else each for part, _ in gathered for each in part]
     return Survey(united(found), sum((count for _, count in gathered), Counter()))
-
-
-def _confirmed(listing: Listing, directory: Path, *, whole: bool) -> Listing:
-    return list_segment(directory / listing.name, whole=whole) if listing.damage else listing

@@ -46,7 +46,9 @@ def main(arguments: Sequence[str]) -> int:
         require_acceptable(cluster, 1, path)
     RunDir.prepare(run.path, plain(settings))
     if given.retry_failed:
-        print(f"{run.forget_quarantine()} quarantined units will be tried again")
+        from hpc.retry import forget_quarantine
+
+        print(f"{forget_quarantine(run)} quarantined units will be tried again")
     return start(run.path, settings.job["name"], cluster)
 
 

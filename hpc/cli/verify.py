@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -13,22 +14,25 @@ from hpc.cli.arguments import Parser
 from hpc.errors import EXIT_DONE, EXIT_FAILED
 from hpc.rundir import RunDir
 
-_STYLES: Final = {"ok": "green", "note": "yellow", "bad": "bold red"}
+_STYLES: Final = {"ok": "green", "note": "yellow", "bad": "bold red", "unread": "magenta"}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print a table of every file that a resume reads; return 0 if all are sound, 1 if any is not."""
+    """Print a table of every file that a resume reads; return 0 if all are sound, 1 if any is not or cannot be read."""
     parser = Parser("verify", "Read every checkpoint of a run in full. Writes nothing; the run may be going on.")
     parser.add_argument("run", type=Path, help="the run directory")
     run = RunDir.open(parser.read(arguments).run)
     from hpc.store.verify import verify_run  # h5py and numpy, which an error above does without
 
     table = Table("file or stage", "", "what it holds, or what is wrong", box=None, pad_edge=False)
-    bad = 0
+    counts: Counter[str] = Counter()
     for verdict in verify_run(run):
-        bad += verdict.status == "bad"
+        counts[verdict.status] += 1
         table.add_row(verdict.subject, verdict.status, verdict.text, style=_STYLES[verdict.status])
     console = Console(highlight=False)
     console.print(table)
-    console.print(f"{bad} not sound; a resume does again what they held" if bad else "all sound")
-    return EXIT_FAILED if bad else EXIT_DONE
+    said = [f"{counts['bad']} not sound; a resume does again what they held"] if counts["bad"] else []
+    if counts["unread"]:
+        said.append(f"{counts['unread']} cannot be read now; a resume waits for them, and stops if that does not end")
+    console.print("\n".join(said) or "all sound")
+    return EXIT_FAILED if said else EXIT_DONE

@@ -88,10 +88,12 @@ def resume_sweep(directory: Path, resettled: Callable[[RunDir], Settings], *, re
             print(f"would be submitted: {crew_text(cluster)} for each")  # noqa: T201 - this is the screen
             return EXIT_DONE
         require_acceptable(cluster, 1, directory)
+    from hpc.retry import forget_quarantine
+
     for run, settings in runs.items():
         RunDir.prepare(run, plain(settings))
         if retry_failed:
-            RunDir(run).forget_quarantine()
+            forget_quarantine(RunDir(run))
     if in_slurm:
         return submit_sweep(directory, runs)
     codes = [start(run, settings.job["name"], settings.cluster) for run, settings in runs.items()]

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from hpc.errors import CorruptFileError
 from hpc.job import Arrays
 from hpc.store.faults import reached
-from hpc.store.guarded import new_hdf5
-from hpc.store.plain import require_regular
+from hpc.store.guarded import existing_hdf5, new_hdf5
+from hpc.store.reading import is_refusal
 
 TEMPORARY: Final = ".tmp-"
 """Marks temporary names; anything holding it may be deleted when no process works in the directory."""
@@ -145,13 +145,16 @@ def open_hdf5(path: Path) -> Iterator[tuple[h5py.Group, dict[str, Any]]]:
     ------
     hpc.errors.CorruptFileError
         If the file is missing, truncated, or its checksums do not match.
+    OSError
+        If the file system does not give it out now, which says nothing of its content.
     """
     try:
-        require_regular(path)
-        with h5py.File(path, "r", locking=False) as file:
+        with existing_hdf5(path) as file:
             attributes = json.loads(file["attributes.json"][()].tobytes())
             yield file.get("arrays", {}), attributes
     except (OSError, KeyError, ValueError, RuntimeError) as error:
+        if is_refusal(error):
+            raise
         msg = f"{path}: cannot be read as a checkpoint file ({error}); it is damaged or was not written by tessera"
         raise CorruptFileError(msg) from error
 
@@ -172,6 +175,8 @@ def read_hdf5(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     ------
     hpc.errors.CorruptFileError
         If the file is missing, truncated, or its checksums do not match.
+    OSError
+        If the file system does not give it out now.
     """
     arrays: dict[str, NDArray[Any]] = {}
     with open_hdf5(path) as (group, attributes):

@@ -1,4 +1,4 @@
-"""Named points of the write protocol where the fault harness may strike.
+"""Named points of the write protocol, and ``read`` before a file is read, where the fault harness may strike.
 
 ``TESSERA_FAULT=POINT[@FILES]:COUNT:ACTION`` strikes when a process passes POINT (or any, for ``*``) on its way to a
 file whose name matches the pattern FILES, for the COUNT-th time. ACTION is ``kill`` (SIGKILL to this process),

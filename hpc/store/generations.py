@@ -19,7 +19,8 @@ from hpc.errors import CorruptFileError
 from hpc.job import Arrays
 from hpc.store.atomic import read_hdf5, sha256, write_hdf5
 from hpc.store.faults import reached
-from hpc.store.plain import read_json
+from hpc.store.plain import parse_json
+from hpc.store.reading import content_of, is_refusal, names_in
 from hpc.store.records import unsealed, write_record
 
 SCHEMA: Final = 1
@@ -76,17 +77,25 @@ def save_generation(
     write_record(data.with_suffix(".json"), record, check)
     reached("before-retention", data)
     check()
-    for old in sorted(directory.glob("gen-*.json"))[:-keep]:
+    for name in names_in(directory, "gen-*.json")[:-keep]:
+        old = directory / name
         old.unlink(missing_ok=True)  # the record first: what has no record is not trusted
         reached("half-retired", old)
         old.with_suffix(".h5").unlink(missing_ok=True)
 
 
 def load_newest(directory: Path) -> Restored:
-    """Return the newest generation that verifies."""
+    """Return the newest generation that verifies.
+
+    Raises
+    ------
+    OSError
+        If one cannot be read now: an older one must not take its place for that.
+    """
     fallbacks: list[str] = []
     damaged: list[Path] = []
-    for record_path in sorted(directory.glob("gen-*.json"), reverse=True):
+    for name in reversed(names_in(directory, "gen-*.json")):
+        record_path = directory / name
         try:
             number, state = load_generation(record_path)
         except CorruptFileError as error:
@@ -106,9 +115,10 @@ def clear_away(directory: Path, found: Restored) -> None:
         for path in (record, record.with_suffix(".h5")):
             with suppress(FileNotFoundError):
                 path.rename(path.with_name(f"damaged-{path.name}"))
-    for data in directory.glob("gen-*.h5"):
-        if not data.with_suffix(".json").exists():
-            data.unlink()
+    committed = set(names_in(directory, "gen-*.json"))
+    for name in names_in(directory, "gen-*.h5"):
+        if name.removesuffix(".h5") + ".json" not in committed:
+            (directory / name).unlink()
 
 
 def load_generation(record_path: Path) -> tuple[int, dict[str, NDArray[Any]]]:
@@ -118,9 +128,11 @@ def load_generation(record_path: Path) -> tuple[int, dict[str, NDArray[Any]]]:
     ------
     hpc.errors.CorruptFileError
         If the record or its file is missing or damaged, or of another schema.
+    OSError
+        If one of them cannot be read now.
     """
     try:
-        record = unsealed(read_json(record_path))
+        record = unsealed(parse_json(content_of(record_path)))
         data = directory_file(record_path.parent, str(record["file"]))
         schema, size, digest, number = (
             record["schema"],
@@ -129,15 +141,20 @@ def load_generation(record_path: Path) -> tuple[int, dict[str, NDArray[Any]]]:
             int(record["number"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if is_refusal(error):
+            raise
         msg = f"{record_path}: the commit record cannot be read ({error})"
         raise CorruptFileError(msg) from error
     if schema != SCHEMA:
         msg = f"{record_path}: schema {schema} instead of {SCHEMA}; written by another version of tessera"
         raise CorruptFileError(msg)
     try:
+        reached("read", data)
         actual = data.stat().st_size
         intact = actual == size and sha256(data) == digest
     except OSError as error:
+        if is_refusal(error):
+            raise
         msg = f"{data}: {error.strerror}"
         raise CorruptFileError(msg) from error
     if not intact:

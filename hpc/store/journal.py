@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from hpc.store.plain import read_plain
+from hpc.store.reading import content_of, names_in
 
 
 class Journal:
@@ -49,16 +49,22 @@ def entries(text: str) -> Iterator[tuple[str, str]]:
 
 
 def journal_names(directory: Path) -> list[str]:
-    """Return the names of a stage's journals."""
-    return sorted(path.name for path in directory.glob("begun-*.txt") if path.is_file())
+    """Return the names of a stage's journals; see `hpc.store.reading.names_in` for errors."""
+    return names_in(directory, "begun-*.txt")
 
 
 def deaths(directory: Path, names: Iterable[str]) -> Counter[str]:
-    """Count, for each unit, the attempts in which it was begun and its process never came back, as journals tell."""
+    """Count, for each unit, the attempts in which it was begun and its process never came back, as journals tell.
+
+    Raises
+    ------
+    OSError
+        If one cannot be read now.
+    """
     count: Counter[str] = Counter()
     for path in (directory / name for name in names):
         open_units: set[str] = set()
-        for sign, key in entries(read_plain(path).decode(errors="replace")):
+        for sign, key in entries(content_of(path).decode(errors="replace")):
             if sign == "+":
                 open_units.add(key)
             else:

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 from hpc.errors import CorruptFileError
 from hpc.store.atomic import write_json
-from hpc.store.plain import read_json
+from hpc.store.plain import parse_json
+from hpc.store.reading import content_of, is_refusal
 
 _SEAL: Final = "digest"
 
@@ -52,12 +53,16 @@ def read_record(path: Path) -> dict[str, Any] | None:
     ------
     hpc.errors.CorruptFileError
         If the file is damaged.
+    OSError
+        If it cannot be read now.
     """
     try:
-        return unsealed(read_json(path))
+        return unsealed(parse_json(content_of(path)))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
+        if is_refusal(error):
+            raise
         msg = f"{path}: the record is damaged ({error}) and counts as absent"
         raise CorruptFileError(msg) from error
 
@@ -68,12 +73,20 @@ def write_keyed(path: Path, records: Mapping[str, Mapping[str, Any]], check: Cal
 
 
 def read_keyed(path: Path) -> tuple[dict[str, dict[str, Any]], str]:
-    """Return the sound records of `write_keyed` by key, and what is wrong with the others ("" if nothing is)."""
+    """Return the sound records of `write_keyed` by key, and what is wrong with the others ("" if nothing is).
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read now.
+    """
     try:
-        content = read_json(path)
+        content = parse_json(content_of(path))
     except FileNotFoundError:
         return {}, ""
     except (OSError, ValueError) as error:
+        if is_refusal(error):
+            raise
         return {}, f"{path}: the records are damaged ({error}) and count as absent"
     sound = {}
     for key, record in content.items() if isinstance(content, dict) else ():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 from hpc.errors import CorruptFileError
 from hpc.job import Arrays
 from hpc.store.atomic import open_hdf5, read_array, write_hdf5
+from hpc.store.patience import Reading, at_once
+from hpc.store.reading import names_in
 
 SCHEMA: Final = 1
 _CACHE_BYTES: Final = 256 << 20
@@ -188,12 +191,18 @@ class Listing:
 
 
 def segment_names(directory: Path) -> list[str]:
-    """Return the names of a stage's segments, in order."""
-    return sorted(path.name for path in directory.glob("seg-*.h5"))
+    """Return the names of a stage's segments, in order; see `hpc.store.reading.names_in` for errors."""
+    return names_in(directory, "seg-*.h5")
 
 
 def list_segment(path: Path, *, whole: bool = False) -> Listing:
-    """Read the keys of a segment; see `scan` for ``whole``."""
+    """Read the keys of a segment; see `scan` for ``whole``.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read now.
+    """
     try:
         with open_hdf5(path) as (group, attributes):
             _check(path, attributes)
@@ -236,7 +245,8 @@ def scan(directory: Path, *, whole: bool = False) -> Scan:
 
 def set_aside(directory: Path, name: str) -> None:
     """Rename a damaged segment, so that it is not scanned again; only the holder of the run's lock may call this."""
-    (directory / name).rename(directory / f"damaged-{name}")
+    with suppress(FileNotFoundError):
+        (directory / name).rename(directory / f"damaged-{name}")
 
 
 def read_whole(path: Path) -> tuple[list[str], int]:
@@ -273,10 +283,13 @@ class StoredResults:
         The stage's folder.
     home
         Segment file by unit key, as `scan` found it.
+    reading
+        How a segment is read.
     """
 
-    def __init__(self, directory: Path, home: Mapping[str, str]) -> None:
+    def __init__(self, directory: Path, home: Mapping[str, str], reading: Reading = at_once) -> None:
         self._directory = directory
+        self._reading = reading
         self._home = dict(sorted(home.items()))
         self._cache: OrderedDict[str, Segment] = OrderedDict()
 
@@ -305,7 +318,7 @@ class StoredResults:
 
     def _segment(self, name: str) -> Segment:
         if name not in self._cache:
-            self._cache[name] = Segment(self._directory / name)
+            self._cache[name] = self._reading(lambda: Segment(self._directory / name))
             while len(self._cache) > 1 and sum(s.nbytes for s in self._cache.values()) > _CACHE_BYTES:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(name)

@@ -1,25 +1,28 @@
 """Look at every file that a resume reads and say what is sound, what is not, and what a resume would use.
 
-Nothing is ever written, and a run may be going on: what its ranks remove meanwhile is passed over.
+Nothing is ever written, and a run may be going on: what its ranks remove meanwhile is passed over. What the file
+system does not give out now is called so; nothing is said of its content.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hpc.errors import CorruptFileError, RunDirError
+from hpc.errors import CorruptFileError, RunDirError, UnreadableError
 from hpc.rundir import RunDir, config_hash
 from hpc.store.atomic import TEMPORARY
 from hpc.store.generations import load_generation, load_newest
 from hpc.store.journal import deaths, entries, journal_names
 from hpc.store.lock import is_held, read_owner
-from hpc.store.plain import read_plain
+from hpc.store.reading import content_of, is_refusal, names_in
 from hpc.store.records import read_keyed, read_record
 from hpc.store.segments import read_whole
 from hpc.watch.events import scan_events
+
+Status = Literal["ok", "note", "bad", "unread"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +34,14 @@ class Verdict:
     subject
         Path below the run directory, or the name of a stage.
     status
-        ``ok``; ``note`` for what is harmless; ``bad`` for what was lost or must be done again.
+        ``ok``; ``note`` for what is harmless; ``bad`` for what was lost or must be done again; ``unread`` for what
+        cannot be read now.
     text
         What it holds, or what is wrong with it.
     """
 
     subject: str
-    status: Literal["ok", "note", "bad"]
+    status: Status
     text: str
 
 
@@ -60,8 +64,18 @@ def verify_run(run: RunDir) -> Iterator[Verdict]:
             "note",
             "being written" if working else "left by a killed writer; never read, removed next",
         )
-    for directory in sorted(p for p in (run.path / "checkpoints").glob("*") if p.is_dir()):
-        yield from _Stage(run, directory, working).verdicts()
+    try:
+        folders = [run.stage(name) for name in names_in(run.path / "checkpoints")]
+    except OSError as error:
+        yield _unread("checkpoints", error)
+        return
+    for directory in folders:
+        if directory.is_dir():
+            yield from _Stage(run, directory, working).verdicts()
+
+
+def _unread(subject: str, error: OSError | UnreadableError) -> Verdict:
+    return Verdict(subject, "unread", f"cannot be read now ({error}); whether it is sound is not known")
 
 
 def _config(run: RunDir) -> Verdict:
@@ -69,6 +83,8 @@ def _config(run: RunDir) -> Verdict:
     try:
         config = run.load_config()
         record = read_record(run.provenance_file) or {}
+    except (OSError, UnreadableError) as error:
+        return _unread("config.yaml", error)
     except RunDirError as error:
         return Verdict("config.yaml", "bad", str(error))
     except CorruptFileError:
@@ -87,6 +103,8 @@ def _provenance(run: RunDir) -> Verdict:
     name = run.provenance_file.name
     try:
         record = read_record(run.provenance_file)
+    except OSError as error:
+        return _unread(name, error)
     except CorruptFileError as error:
         return Verdict(name, "bad", f"{error}; a resume sets it aside and begins a new one")
     if record is None:
@@ -96,9 +114,28 @@ def _provenance(run: RunDir) -> Verdict:
 
 def _watched(run: RunDir) -> Iterator[Verdict]:
     """Look at the files that people watch; a resume does without them, but for ``--retry-failed``."""
+    try:
+        yield from _watched_files(run)
+    except OSError as error:
+        yield _unread("progress.json, events.jsonl", error)
+
+
+def _require_readable(file: Path) -> None:
+    """Raise what the file system has against reading a file."""
+    try:
+        content_of(file)
+    except ValueError:
+        return
+    except OSError as error:
+        if is_refusal(error):
+            raise
+
+
+def _watched_files(run: RunDir) -> Iterator[Verdict]:
     if run.progress_file.exists():
         progress = run.read_progress()
         if progress is None:
+            _require_readable(run.progress_file)
             yield Verdict("progress.json", "bad", "not readable; the next attempt writes it anew")
         else:
             yield Verdict("progress.json", "ok", str(progress.get("state")))
@@ -132,75 +169,111 @@ class _Stage:
     run: RunDir
     directory: Path
     working: bool
+    home: dict[str, str] = field(default_factory=dict)
+    quarantine: set[str] = field(default_factory=set)
+    damaged: list[Path] = field(default_factory=list)
+    complete: dict[str, Any] | None = None
 
     def verdicts(self) -> Iterator[Verdict]:
         """Check every file, then sum up."""
-        for path in sorted(self.directory.glob("damaged-*")):
-            yield self._of(path, "note", "was damaged and set aside; what it held was computed again")
-        home: dict[str, str] = {}
-        damaged = []
-        for path in sorted(self.directory.glob("seg-*.h5")):
-            verdict = self._segment(path, home)
-            damaged += [path] * (verdict.status == "bad")
+        unread = 0
+        for verdict in self._files():
+            unread += verdict.status == "unread"
             yield verdict
-        yield from self._generations()
-        quarantine: set[str] = set()
-        yield from self._quarantine(quarantine)
-        yield from self._journals()
-        complete = None
+        name = self.directory.name
+        if unread:
+            text = f"{_count(unread, 'file')} cannot be read now: what a resume would use is not known"
+            yield Verdict(name, "unread", text)
+            return
         try:
-            complete = read_record(self.directory / "complete.json")
-        except CorruptFileError as error:
-            yield self._of(self.directory / "complete.json", "bad", f"{error}; a resume looks for itself what is done")
-        else:
-            if complete is not None:
-                yield self._of(self.directory / "complete.json", "ok", "the stage is complete")
-        if any(self.directory.glob("gen-*")) or "steps" in (complete or {}):
-            yield self._loop(complete)
-        else:
-            yield self._map(complete, home, quarantine, damaged)
+            yield self._loop() if self._is_loop else self._map()
+        except OSError as error:
+            yield _unread(name, error)
 
-    def _segment(self, path: Path, home: dict[str, str]) -> Verdict:
+    def _files(self) -> Iterator[Verdict]:
+        parts = (self._set_aside, self._segments, self._generations, self._quarantine, self._journals, self._complete)
+        for part in parts:
+            try:
+                yield from part()
+            except OSError as error:
+                if not is_refusal(error):
+                    raise
+                yield _unread(_name(self.directory, self.run), error)
+
+    def _set_aside(self) -> Iterator[Verdict]:
+        for path in self._named("damaged-*"):
+            yield self._of(path, "note", "was damaged and set aside; what it held was computed again")
+
+    def _segments(self) -> Iterator[Verdict]:
+        for path in self._named("seg-*.h5"):
+            try:
+                verdict = self._segment(path)
+            except OSError as error:
+                verdict = _unread(_name(path, self.run), error)
+            self.damaged += [path] * (verdict.status == "bad")
+            yield verdict
+
+    def _complete(self) -> Iterator[Verdict]:
+        file = self.directory / "complete.json"
+        try:
+            self.complete = read_record(file)
+        except CorruptFileError as error:
+            yield self._of(file, "bad", f"{error}; a resume looks for itself what is done")
+        else:
+            if self.complete is not None:
+                yield self._of(file, "ok", "the stage is complete")
+
+    @property
+    def _is_loop(self) -> bool:
+        return bool(names_in(self.directory, "gen-*")) or "steps" in (self.complete or {})
+
+    def _named(self, pattern: str) -> list[Path]:
+        return [self.directory / name for name in names_in(self.directory, pattern)]
+
+    def _segment(self, path: Path) -> Verdict:
         try:
             keys, nbytes = read_whole(path)
         except CorruptFileError as error:
             return self._of(path, "bad", f"{error}; its units will be run again")
-        doubled = [key for key in keys if home.setdefault(key, path.name) != path.name]
+        doubled = [key for key in keys if self.home.setdefault(key, path.name) != path.name]
         text = f"{_count(len(keys), 'unit')}, {nbytes / 2**20:.2f} MiB"
         if doubled:
             return self._of(path, "note", f"{text}; {len(doubled)} of them are in an earlier segment too, which counts")
         return self._of(path, "ok", text)
 
     def _generations(self) -> Iterator[Verdict]:
-        for record in sorted(self.directory.glob("gen-*.json")):
+        for record in self._named("gen-*.json"):
             try:
                 number, state = load_generation(record)
+            except OSError as error:
+                yield _unread(_name(record, self.run), error)
             except CorruptFileError as error:
                 if record.exists():  # or the working run has retired it meanwhile
                     yield self._of(record, "bad", f"{error}; a resume goes back to the generation before")
             else:
                 size = sum(a.nbytes for a in state.values()) / 2**20
                 yield self._of(record, "ok", f"state after step {number}, {size:.2f} MiB")
-        for data in sorted(self.directory.glob("gen-*.h5")):
+        for data in self._named("gen-*.h5"):
             if not data.with_suffix(".json").exists() and data.exists():
                 yield self._of(data, "note", "not committed; not used")
 
-    def _quarantine(self, keys: set[str]) -> Iterator[Verdict]:
+    def _quarantine(self) -> Iterator[Verdict]:
         file = self.directory / "quarantine.json"
         records, problem = read_keyed(file)
-        keys.update(records)
+        self.quarantine.update(records)
         if problem:
             yield self._of(file, "bad", f"{problem}; their units are tried again")
-        elif keys:
-            yield self._of(file, "note", f"{_count(len(keys), 'unit')} in quarantine: {_some(keys)}")
+        elif records:
+            yield self._of(file, "note", f"{_count(len(records), 'unit')} in quarantine: {_some(set(records))}")
 
     def _journals(self) -> Iterator[Verdict]:
-        for path in sorted(self.directory.glob("begun-*.txt")):
+        for path in self._named("begun-*.txt"):
             try:
-                text = read_plain(path).decode(errors="replace")
+                text = content_of(path).decode(errors="replace")
+            except FileNotFoundError:  # the working run has removed it meanwhile
+                continue
             except OSError as error:
-                if path.exists():  # or the working run has removed it meanwhile
-                    yield self._of(path, "bad", f"cannot be read ({error.strerror})")
+                yield _unread(_name(path, self.run), error)
                 continue
             begun = sum(sign == "+" for sign, _ in entries(text))
             lines = len(text.splitlines())
@@ -208,16 +281,15 @@ class _Stage:
             note = f"; {_count(cut, 'line')} cut short or damaged, passed over" if cut else ""
             yield self._of(path, "note" if cut else "ok", f"{_count(begun, 'unit')} begun{note}")
 
-    def _loop(self, complete: dict[str, Any] | None) -> Verdict:
-        if complete is not None:
+    def _loop(self) -> Verdict:
+        if self.complete is not None:
             return Verdict(self.directory.name, "ok", "complete: a resume passes it over")
         newest = load_newest(self.directory)
         use = f"the state after step {newest.number}" if newest.state is not None else "nothing and start anew"
         return Verdict(self.directory.name, "bad" if newest.fallbacks else "ok", f"a resume would use {use}")
 
-    def _map(
-        self, complete: dict[str, Any] | None, home: dict[str, str], quarantine: set[str], damaged: list[Path]
-    ) -> Verdict:
+    def _map(self) -> Verdict:
+        complete, home, quarantine, damaged = self.complete, self.home, self.quarantine, self.damaged
         missing = complete["units"] - len(home.keys() | quarantine) if complete else 0
         text = f"a resume would use {_count(len(home), 'unit')} of {_count(len(set(home.values())), 'segment')}"
         if missing > 0:
@@ -229,7 +301,7 @@ class _Stage:
             text += f"; begun and not ended: {_some(died)}" + (" (being computed)" if self.working else "")
         return Verdict(self.directory.name, "bad" if missing > 0 or damaged else "ok", text)
 
-    def _of(self, path: Path, status: Literal["ok", "note", "bad"], text: str) -> Verdict:
+    def _of(self, path: Path, status: Status, text: str) -> Verdict:
         return Verdict(_name(path, self.run), status, text.replace(f"{path}: ", "").replace(f"{self.run.path}/", ""))
 
 

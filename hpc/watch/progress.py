@@ -119,6 +119,12 @@ class Progress:
             stage.state, stage.total, stage.quarantined = "done", total, quarantined
             stage.done = stage.restored = total - quarantined
 
+    @property
+    def quarantined(self) -> int:
+        """Units of all stages that were given up."""
+        with self._lock:
+            return sum(stage.quarantined for stage in self.stages)
+
     def pulse(self, pulse: Pulse) -> None:
         """Take a rank's sign of life."""
         with self._lock:

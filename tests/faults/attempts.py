@@ -29,13 +29,14 @@ from hpc.options import build
 from hpc.run import run_job
 from hpc.rundir import RunDir
 from hpc.settings import Settings
-from hpc.store import faults, writer
+from hpc.store import faults, patience, writer
 from hpc.whereabouts import Whereabouts
 
 PRELOADED = (h5py, np, toyjob, hpc.report.write)
 """Imported once here, so that an attempt costs tens of milliseconds."""
 
-writer._FIRST_PAUSE = 0.01
+writer._FIRST_PAUSE = patience._FIRST_PAUSE = 0.01
+hpc.rank._CONFIG_PAUSES = (0.01,) * 9
 
 
 def serve_forks() -> None:

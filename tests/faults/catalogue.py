@@ -11,6 +11,7 @@ from pathlib import Path
 
 import damage
 import protocol
+import refused
 import whole_runs
 from harness import Harness, Kind, Row
 
@@ -50,6 +51,7 @@ CATALOGUE = (
     Entry("mpiexec killed", whole_runs.launcher_killed, 6),
     Entry("tessera killed", whole_runs.tessera_killed, 6),
     Entry("resumed twice at once", whole_runs.two_at_once, 4),
+    Entry("EIO, EACCES, EMFILE, ESTALE or ENOMEM at a resume", refused.unreadable_at_a_resume, 25),
     Entry("run directory removed or renamed", whole_runs.directory_gone, 4),
     Entry("file system full", whole_runs.full_disk, 5),
     Entry("file size limit reached", whole_runs.file_size_limit, 5),

@@ -29,6 +29,7 @@ from hpc.rundir import RunDir
 from hpc.store.segments import Segment
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+sys.path.append(str(CHECKOUT / "tests" / "hpc"))  # the toy workload: retrying asks it for its stages
 PATIENCE = 60.0
 """Seconds after which an attempt counts as hanging."""
 RECYCLE = 40

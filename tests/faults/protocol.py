@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 from harness import Harness, Scenario, Struck, output_of
 
+from hpc.retry import forget_quarantine
 from hpc.rundir import RunDir
 
 TARGETS = ("seg-*.h5", "gen-*.h5", "gen-*.json", "complete.json", "quarantine.json", "provenance.json")
@@ -134,7 +135,7 @@ def retried_and_killed(harness: Harness, rng: np.random.Generator) -> Struck:
     code = harness.attempt(path)
     assert code == 3, f"exit {code} instead of 3 with a quarantined unit"
     assert list(json.loads((path / "checkpoints/squares/quarantine.json").read_bytes())) == ["u00003"]
-    assert RunDir(path).forget_quarantine() == 1
+    assert forget_quarantine(RunDir(path)) == 1
     harness.prepare(healed.config, path)
     moment = int(rng.integers(1, 60))
     return Struck(path, healed, faults=int(harness.attempt(path, fault=f"*:{moment}:kill") == -9))

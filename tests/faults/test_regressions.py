@@ -14,8 +14,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from damage import flip
 from harness import Harness, judge, output_of
 
+from hpc.errors import LockedError, RunDirError
+from hpc.retry import forget_quarantine
 from hpc.rundir import RunDir
 from hpc.store import compact, generations, journal, patience, segments
+from hpc.store.lock import RunLock
 
 
 @pytest.fixture
@@ -104,17 +107,38 @@ def test_a_damaged_quarantine_record_does_not_keep_its_unit_out(harness):
         assert judge(path, scenario.truth, harness.resume(path, scenario.config, 1)).right
 
 
-def test_retrying_needs_to_know_the_order_of_the_stages(harness):
+@pytest.mark.parametrize("damage", ["cut", "renamed", "led outside"])
+def test_retrying_believes_no_progress_file(harness, damage):
     scenario = harness.scenario("poisoned", fail=["u00003"])
     path = harness.prepare(scenario.config)
     harness.attempt(path)
-    (path / "progress.json").write_text("{")
-    with pytest.raises(Exception, match="resume once without --retry-failed"):
-        RunDir(path).forget_quarantine()
-    assert RunDir(path).quarantined()
-    harness.resume(path, scenario.config, 1)
-    assert RunDir(path).forget_quarantine() == 1
+    file, victim = path / "progress.json", path.parent / "victim"
+    victim.mkdir(exist_ok=True)
+    progress = json.loads(file.read_text())
+    progress["stages"][1]["name"] = "walj"
+    if damage == "led outside":
+        progress["stages"].append({**progress["stages"][1], "name": "../../../victim"})
+    file.write_text("{" if damage == "cut" else json.dumps(progress))
+    assert forget_quarantine(RunDir(path)) == 1
     assert not (path / "checkpoints/walk").exists()
+    assert not (path / "lock").exists()
+    assert victim.is_dir()
+
+
+def test_retrying_says_what_it_cannot_remove_and_keeps_the_quarantine(harness):
+    scenario = harness.scenario("poisoned", fail=["u00003"])
+    path = harness.prepare(scenario.config)
+    harness.attempt(path)
+    walk, kept = path / "checkpoints/walk", path / "kept"
+    walk.rename(kept)
+    walk.symlink_to(kept)  # rmtree removes no folder through a link
+    with pytest.raises(RunDirError, match="walk: holds what was computed without"):
+        forget_quarantine(RunDir(path))
+    assert RunDir(path).quarantined()
+    lock = RunLock(path / "lock")
+    with pytest.raises(LockedError):
+        forget_quarantine(RunDir(path))
+    lock.release()
 
 
 def test_a_damaged_generation_does_not_count_among_the_kept(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from conftest import rank_command, rank_environment, start_toy
 
 from hpc.errors import ChangedConfigError, LockedError, RunDirError
+from hpc.retry import forget_quarantine
 from hpc.rundir import RunDir
 from hpc.store.records import read_record, write_record
 
@@ -161,7 +162,7 @@ def test_quarantined_units_can_be_tried_again(toy, tmp_path):
     run = toy(**scratch)
     assert run.code == 3
     assert toy(**scratch).code == 3  # a resume does not try again by itself
-    assert RunDir(run.path).forget_quarantine() == 1
+    assert forget_quarantine(RunDir(run.path)) == 1
     again = toy(**scratch)
     assert again.code == 0
     assert again.text("results/squares.txt") == toy("whole", steps=5).text("results/squares.txt")
