@@ -10,13 +10,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
+from hpc.doubt import PROBES, Doubt
+from hpc.quarantine import Quarantine, UnitFailure
 from hpc.schedule import Grant, Queue
 from hpc.stop import Wish
-from hpc.store.records import write_keyed
 from hpc.watch.events import Events
 from hpc.watch.progress import Progress, Pulse
 
@@ -27,17 +27,6 @@ _REQUEST: Final = 71
 _REPLY: Final = 72
 _HEARD: Final = 73
 _IDLE: Final = 1e-3
-
-
-@dataclass(frozen=True, slots=True)
-class UnitFailure:
-    """A unit that raised on every try, or whose process died too often."""
-
-    key: str
-    error: str
-    traceback: str
-    rank: int
-    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,26 +62,31 @@ class Desk:
     ----------
     progress, events
         Where counts and records go.
-    check
-        Called before the quarantine is written; see `hpc.store.lock.Claim.verify`.
+
+    Attributes
+    ----------
+    quarantine
+        The units of the current stage that were given up.
+    hopeless
+        The units that failed, if everything does and the stage was stopped for that; none of them is in quarantine.
     """
 
     progress: Progress
     events: Events
-    check: Callable[[], None] = lambda: None
     wish: Wish = field(default="", init=False)
-    quarantine: dict[str, UnitFailure] = field(default_factory=dict, init=False)
+    quarantine: Quarantine = field(default_factory=Quarantine, init=False)
+    hopeless: tuple[UnitFailure, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._queue = Queue((), 1)
-        self._file: Path | None = None
+        self._doubt = Doubt(1, 0)
         self._mine = Receipt()
 
-    def open(self, queue: Queue, quarantine: dict[str, UnitFailure], file: Path) -> None:
+    def open(self, queue: Queue, quarantine: Quarantine, doubt: Doubt) -> None:
         """Start handing out the units of a stage."""
         with self._lock:
-            self._queue, self.quarantine, self._file = queue, dict(quarantine), file
+            self._queue, self.quarantine, self._doubt = queue, quarantine, doubt
             if self.wish:
                 queue.stop()
 
@@ -101,12 +95,13 @@ class Desk:
         with self._lock:
             for key, seconds in receipt.finished:
                 self._queue.finish(key, seconds)
+                self._doubt.lift()
             for failure in receipt.failed:
-                self._queue.finish(failure.key)
                 self._put_in_quarantine(failure)
             if receipt.finished or receipt.failed:
                 self.progress.advance(len(receipt.finished), len(receipt.failed))
             self._note(receipt.wish)
+            self._weigh()
             return self._queue.take(rank)
 
     def ask(self, receipt: Receipt) -> None:
@@ -127,22 +122,6 @@ class Desk:
         """Add a record to ``events.jsonl``."""
         self.events.emit(name, **facts)
 
-    def save_quarantine(self) -> None:
-        """Write which units are in quarantine and why; remove a file that an earlier attempt left for none.
-
-        Raises
-        ------
-        OSError
-            As raised by the file system.
-        """
-        if self._file is None:
-            return
-        self.check()
-        if not self.quarantine:
-            self._file.unlink(missing_ok=True)
-        else:
-            write_keyed(self._file, {k: asdict(f) for k, f in self.quarantine.items()}, self.check)
-
     def _note(self, wish: Wish) -> None:
         if wish and self.wish != "stop":
             if not self.wish:
@@ -152,12 +131,20 @@ class Desk:
             self._queue.stop()
 
     def _put_in_quarantine(self, failure: UnitFailure) -> None:
-        self.quarantine[failure.key] = failure
+        self._queue.finish(failure.key, failed=True)
+        self.quarantine.add(failure)
         self.events.emit("quarantined", unit=failure.key, error=failure.error, rank=failure.rank)
-        try:
-            self.save_quarantine()
-        except OSError as error:  # the record is written again with the next failure and at the stage's end
-            self.events.emit("warning", text=f"{self._file}: cannot be saved now ({error.strerror})")
+        if self._doubt.note(failure):
+            self._queue.probe(PROBES)
+
+    def _weigh(self) -> None:
+        """Go on with all units, or stop, where a few were tried because all before them had failed."""
+        if self._doubt.lifted:
+            self._queue.end_probe()
+        elif self._queue.untried and self._doubt.settled(len(self._queue.in_flight)) and not self.wish:
+            self.hopeless = self._doubt.failed
+            self.quarantine.withdraw(failure.key for failure in self.hopeless)
+            self._queue.stop()
 
 
 class DeskThread:

@@ -74,6 +74,10 @@ class ResultError(TesseraError):
     """A job ran to its end, but its results are not what was asked for: a fit that did not converge."""
 
 
+class AllFailedError(TesseraError):
+    """Every unit of a stage fails in the same way, so the cause is not in the units."""
+
+
 class RankError(TesseraError):
     """A rank failed; the message names rank, stage, unit and cause."""
 

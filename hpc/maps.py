@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from hpc.desk import Desk, Receipt, UnitFailure
-from hpc.errors import RankError
+from hpc.desk import Desk, Receipt
+from hpc.doubt import Doubt
+from hpc.errors import AllFailedError, RankError
 from hpc.job import Arrays, Map, Unit
 from hpc.life import Life
+from hpc.quarantine import Quarantine, UnitFailure
 from hpc.schedule import Queue
 from hpc.store.journal import Journal
 from hpc.store.records import read_keyed, write_record
@@ -57,6 +59,7 @@ def run_map(stage: Map, index: int, life: Life) -> bool:
     life.ranks.barrier()
     cost = _work(stage, directory, life)
     costs = life.ranks.gather(cost)
+    _refuse_if_hopeless(stage, plan, life)
     # Every rank is told where each unit's result lies, so that none depends on its own view of the directory.
     after = survey(directory, life.ranks, whole=False, reading=life.read)
     home = life.homes[stage.name] = life.ranks.bcast(after.segments.home if after is not None else None)
@@ -105,9 +108,30 @@ def _open_desk(desk: Desk, plan: Plan, index: int, directory: Path, life: Life) 
     restored = len(plan.units) - len(plan.todo) - len(plan.quarantine)
     desk.progress.begin(index, len(plan.units), restored, len(plan.quarantine))
     desk.event("stage_start", stage=life.here.stage, units=len(plan.units), restored=restored)
-    file = directory / "quarantine.json"
-    desk.open(Queue(plan.todo, life.ranks.size, plan.suspects), dict(plan.quarantine), file)
-    desk.save_quarantine()
+    quarantine = Quarantine(directory / "quarantine.json", plan.quarantine, life.claim.verify, life.warn)
+    doubt = Doubt(life.ranks.size, 0 if restored else life.settings.engine.give_up_after)
+    desk.open(Queue(plan.todo, life.ranks.size, plan.suspects), quarantine, doubt)
+    quarantine.save()
+
+
+def _refuse_if_hopeless(stage: Map, plan: Plan, life: Life) -> None:
+    """Raise on all ranks if the stage was stopped because everything fails; no unit is blamed for it. Collective."""
+    complaint = None
+    if life.desk:
+        life.desk.quarantine.close()
+        failed = life.desk.hopeless
+        if failed:
+            life.desk.progress.advance(quarantined=-len(failed))
+            life.insist(life.desk.quarantine.save)
+            complaint = (
+                f"stage {stage.name}: all {len(failed)} units that were tried failed with the same error, on every "
+                f"rank, so {len(plan.todo) - len(failed)} others were not tried, and none is quarantined "
+                f"(engine.give_up_after=0 tries all). The first was unit {failed[0].key}, on rank {failed[0].rank}, "
+                f"whose log has the traceback: {failed[0].error}"
+            )
+    complaint = life.ranks.bcast(complaint)
+    if complaint:
+        raise AllFailedError(complaint)
 
 
 def _work(stage: Map, directory: Path, life: Life) -> dict[str, Any]:
@@ -201,7 +225,7 @@ def _checked(arrays: Arrays, unit: Unit) -> Arrays:
 
 
 def _missing(plan: Plan, home: Mapping[str, str], desk: Desk) -> set[str]:
-    return {u.key for u in plan.units} - home.keys() - desk.quarantine.keys()
+    return {u.key for u in plan.units} - home.keys() - desk.quarantine.units.keys()
 
 
 def _complete(stage: Map, directory: Path, plan: Plan, desk: Desk, life: Life, costs: list[dict[str, Any]]) -> None:
@@ -219,10 +243,10 @@ def _complete(stage: Map, directory: Path, plan: Plan, desk: Desk, life: Life, c
         life.insist(lambda: stage.merge(results, life.ctx))
     record = {
         "units": len(plan.units),
-        "quarantined": sorted(desk.quarantine),
+        "quarantined": sorted(desk.quarantine.units),
         "segments": sorted(set(home.values())),
     }
-    life.insist(desk.save_quarantine)
+    life.insist(desk.quarantine.save)
     life.insist(lambda: write_record(directory / "complete.json", record, life.claim.verify))
     seconds = desk.progress.end()
     desk.event("stage_end", stage=stage.name, seconds=seconds, units=len(plan.units), ranks=costs)

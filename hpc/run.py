@@ -141,7 +141,7 @@ def _begin(
     desk = None
     if ranks.rank == 0:
         progress = Progress(run.progress_file, attempt, ranks.size, budget)
-        desk = Desk(progress, Events(run.events_file), claim.verify)
+        desk = Desk(progress, Events(run.events_file))
         facts = {"device": device_of(ranks.local_rank), "pid": os.getpid()}
         desk.event("run_start", attempt=attempt, ranks=ranks.size, threads=budget, **facts)
     source = desk if desk is not None else RemoteDesk(ranks.comm)  # type: ignore[attr-defined]

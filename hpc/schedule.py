@@ -67,16 +67,21 @@ class Queue:
         self._ready = deque(u for u in ordered if u.key not in self.suspects)
         self._cost = sum(u.cost for u in self._ready)
         self._measured_cost = self._measured_seconds = 0.0
+        self._probes: deque[Unit] | None = None
         self._costs = {u.key: u.cost for u in ordered}
 
     def take(self, rank: int) -> Grant:
         """Give a rank its next units."""
-        if self.stopped or not (self._alone or self._ready):
+        if self.stopped or not (self._alone or self._ready or self._probes):
             return Grant(over=True)
         if self._alone:
             if self.in_flight:
                 return Grant()
             batch = [self._alone.popleft()]
+        elif self._probes is not None:
+            if not self._probes:
+                return Grant()
+            batch = [self._probes.popleft()]
         elif any(key in self.in_flight for key in self.suspects):
             return Grant()
         else:
@@ -84,9 +89,32 @@ class Queue:
         self.in_flight.update({u.key: rank for u in batch})
         return Grant(tuple(batch), ahead=not self._alone and len(self._ready) >= 8 * self.size)
 
-    def finish(self, key: str, seconds: float = 0.0) -> None:
-        """Note that a unit came back, whatever became of it, and how long it took."""
+    @property
+    def untried(self) -> int:
+        """How many units were never handed out."""
+        return len(self._alone) + len(self._ready) + len(self._probes or ())
+
+    def probe(self, count: int) -> None:
+        """Hand out only a few units that are spread over all that are left, and then none until `end_probe`."""
+        left = list(self._ready)
+        count = min(count, len(left))
+        chosen = {round((i + 1) * (len(left) - 1) / count) for i in range(count)}
+        self._probes = deque(left[i] for i in sorted(chosen, reverse=True))
+        self._ready = deque(unit for i, unit in enumerate(left) if i not in chosen)
+        self._cost -= sum(unit.cost for unit in self._probes)
+
+    def end_probe(self) -> None:
+        """Hand out all units again."""
+        if self._probes is not None:
+            self._ready.extendleft(self._probes)
+            self._cost += sum(unit.cost for unit in self._probes)
+            self._probes = None
+
+    def finish(self, key: str, seconds: float = 0.0, *, failed: bool = False) -> None:
+        """Note that a unit came back, and, unless it failed, that its cost took so many seconds."""
         self.in_flight.pop(key, None)
+        if failed:
+            return
         self._measured_cost += self._costs.get(key, 0.0)
         self._measured_seconds += seconds
 
@@ -98,8 +126,8 @@ class Queue:
         limit = self._cost / (_SHARE * self.size)
         if self._measured_seconds:
             limit = min(limit, _SECONDS * self._measured_cost / self._measured_seconds)
-        elif self._ready and self.size > 1 and not self._measured_cost:
-            limit = 0.0  # nothing is known yet: one unit each
+        elif not self._measured_cost:
+            limit = 0.0  # nothing is known yet, or all failed: one unit each
         batch = [self._ready.popleft()]
         total = batch[0].cost
         while self._ready and len(batch) < _MAX_BATCH and total + self._ready[0].cost <= limit:

@@ -27,6 +27,7 @@ class EngineSettings:
 
     retries: Annotated[int, Range(ge=0)] = 1
     max_unit_deaths: Annotated[int, Range(ge=1)] = 3
+    give_up_after: Annotated[int, Range(ge=0)] = 20
     fail_fast: bool = False
     heartbeat: Annotated[float, Range(gt=0)] = 2.0
     grace: Annotated[float, Range(gt=0)] = 60.0

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hpc.errors import CorruptFileError
-from hpc.store.atomic import write_json
+from hpc.store.atomic import write_bytes, write_json
 from hpc.store.plain import parse_json
 from hpc.store.reading import content_of, is_refusal
 
@@ -69,7 +69,8 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 def write_keyed(path: Path, records: Mapping[str, Mapping[str, Any]], check: Callable[[], None] = lambda: None) -> None:
     """Write records with a digest each, so that a damaged one does not cost the others."""
-    write_json(path, {key: sealed({**record, "key": key}) for key, record in records.items()}, check)
+    lines = (f"{json.dumps(key)}: {json.dumps(sealed({**record, 'key': key}))}" for key, record in records.items())
+    write_bytes(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode(), check)
 
 
 def read_keyed(path: Path) -> tuple[dict[str, dict[str, Any]], str]:
