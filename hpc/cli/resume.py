@@ -3,34 +3,62 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from hpc.cli.arguments import Parser
 from hpc.cli.cluster import resettled
+from hpc.errors import TesseraError
+from hpc.launch.already import ASSURE, nothing_to_do, refuse_if_submitted
 from hpc.launch.start import start
+from hpc.launch.sweep import SEVERITY, resume_sweep
 from hpc.options import absolute_paths, build, plain
 from hpc.rundir import RunDir
 from hpc.settings import Settings, SlurmCluster
+from hpc.watch.sweeps import is_sweep
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the ranks of an existing run again; return the exit code."""
-    parser = Parser("resume", "Go on with a run from what it has saved, on any number of ranks or nodes.")
-    parser.add_argument("run", type=Path, help="the run directory, or that of a sweep: its unfinished runs")
-    parser.add_argument(
-        "overrides", nargs="*", help="cluster=NAME, or cluster.*, engine.* and checkpoint.* keys, e.g. cluster.nodes=4"
-    )
+    """Run the ranks of existing runs again; return the exit code, of several the worst."""
+    given = _read(arguments)
+    if len(given.runs) == 1:
+        return _resume(given.runs[0], given)
+    codes = []
+    for run in given.runs:  # one that cannot go on does not stop the others
+        print(f"{run}:", flush=True)
+        try:
+            codes.append(_resume(run, given))
+        except TesseraError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            codes.append(error.exit_code)
+    return max(codes, key=SEVERITY.index)
+
+
+def _read(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = Parser("resume", "Go on with runs from what they have saved, on any number of ranks or nodes.")
+    parser.add_argument("words", nargs="+", metavar="RUN", help="runs or sweeps, then key=value words")
     parser.add_argument("--retry-failed", action="store_true", help="try quarantined units again")
     parser.add_argument("--any-version", action="store_true", help="go on although another version started the run")
+    parser.add_argument(ASSURE, action="store_true", help="submit although SLURM does not say so")
     parser.add_argument("-cd", "--config-dir", action="append", default=[], help="folder with cluster/NAME.yaml")
     given = parser.read(arguments)
-    path = given.run.absolute()
-    from hpc.launch.sweep import resume_sweep
-    from hpc.watch.sweeps import is_sweep
+    # A folder may be called a=b; a word that is none is one of cluster=NAME, cluster.*, engine.* or checkpoint.*.
+    given.runs = [Path(word).absolute() for word in given.words if "=" not in word or Path(word).is_dir()]
+    given.overrides = [word for word in given.words if "=" in word and not Path(word).is_dir()]
+    if not given.runs:
+        parser.error("name the directory of a run, or of a sweep")
+    return given
 
+
+def _resume(path: Path, given: argparse.Namespace) -> int:
     if is_sweep(path):
-        return resume_sweep(path, lambda run: _resettled(run, given), retry_failed=given.retry_failed)
+        return resume_sweep(
+            path,
+            lambda run: _resettled(run, given),
+            retry_failed=given.retry_failed,
+            job_has_ended=given.job_has_ended,
+        )
     run = RunDir.open(path)
     settings = _resettled(run, given)
     cluster = settings.cluster
@@ -40,9 +68,10 @@ def main(arguments: Sequence[str]) -> int:
 
             return dry_run(settings)
         from hpc.launch.slurm import require_acceptable
-        from hpc.launch.start import refuse_if_submitted
 
-        refuse_if_submitted(path)
+        if not given.retry_failed and (code := nothing_to_do(path)) is not None:
+            return code
+        refuse_if_submitted(path, job_has_ended=given.job_has_ended)
         require_acceptable(cluster, 1, path)
     RunDir.prepare(run.path, plain(settings))
     if given.retry_failed:

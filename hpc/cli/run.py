@@ -54,12 +54,17 @@ def run(overrides: Sequence[str], folders: Sequence[Path]) -> int:
     composed = compose_run(overrides, folders, Path.cwd())
     cluster = composed.settings.cluster
     if isinstance(cluster, SlurmCluster):
+        from hpc.launch.already import nothing_to_do, refuse_if_submitted
         from hpc.launch.slurm import require_acceptable
 
         if cluster.dry_run:
             from hpc.launch.plan import dry_run
 
             return dry_run(composed.settings)
+        if (code := nothing_to_do(composed.settings.run.dir)) is not None:
+            RunDir.prepare(composed.settings.run.dir, composed.mapping)  # unless something else was asked for
+            return code
+        refuse_if_submitted(composed.settings.run.dir)
         require_acceptable(cluster, 1, composed.settings.run.dir)
     directory = RunDir.prepare(composed.settings.run.dir, composed.mapping)
     return start(directory.path, composed.mapping["job"]["name"], cluster)

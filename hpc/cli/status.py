@@ -14,7 +14,7 @@ from hpc.cli.arguments import Parser
 from hpc.errors import EXIT_DONE, RunDirError
 from hpc.launch.outcome import resume_line
 from hpc.watch.queued import read_statuses
-from hpc.watch.scheduler import efficiency
+from hpc.watch.scheduler import Ask, Polled, efficiency
 from hpc.watch.screen import listing, screen
 from hpc.watch.status import LIVE, RunStatus, find_runs
 from hpc.watch.sweeps import is_sweep, read_sweep
@@ -39,8 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     return EXIT_DONE
 
 
-def _read(path: Path) -> list[RunStatus]:
-    return read_statuses(find_runs(path))
+def _read(path: Path, ask: Ask | None = None) -> list[RunStatus]:
+    return read_statuses(find_runs(path), ask)
 
 
 def _picture(runs: Sequence[RunStatus], path: Path) -> RenderableType:
@@ -51,7 +51,8 @@ def _picture(runs: Sequence[RunStatus], path: Path) -> RenderableType:
             return Group(listing(runs, path, {}), Text(str(error), style="red"))
         return listing(runs, path, labels)
     parts = [screen(runs[0], time.time())]
-    if runs[0].slurm_job and (used := efficiency(runs[0].slurm_job)):
+    over = runs[0].state not in (*LIVE, "pending", "not started") and not runs[0].slurm_silent
+    if runs[0].slurm_job and over and (used := efficiency(runs[0].slurm_job)):
         parts.append(Text(used, style="dim"))
     if runs[0].state in {"stopped", "failed", "lost"}:
         parts.append(Text(f"go on with:  {resume_line(path)}"))
@@ -62,9 +63,10 @@ def _watch(path: Path) -> None:
     """Redraw until no run is at work; Ctrl-C ends the watching only, and that is no failure."""
     from rich.live import Live
 
+    ask = Polled()
     with Live(console=Console(highlight=False), auto_refresh=False) as live:
         while True:
-            runs = _read(path)
+            runs = _read(path, ask)
             live.update(_picture(runs, path), refresh=True)
             if all(run.state not in (*LIVE, "not started", "pending") for run in runs):
                 return

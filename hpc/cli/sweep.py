@@ -13,10 +13,10 @@ from hpc.cli.compose import Composed, compose_run, expand, sweep_directory
 from hpc.errors import EXIT_COME_BACK, EXIT_DONE, TesseraError
 from hpc.launch.outcome import resume_line
 from hpc.launch.start import start
-from hpc.launch.sweep import SEVERITY, common_cluster, submit_sweep
+from hpc.launch.sweep import SEVERITY, common_cluster, submit_sweep, unfinished
 from hpc.rundir import RunDir
 from hpc.settings import SlurmCluster
-from hpc.watch.sweeps import MemberRecord, write_sweep
+from hpc.watch.sweeps import MemberRecord, is_sweep, write_sweep
 
 _MEANING = {0: "done", 1: "failed", 2: "bad input", 3: "quarantined", 75: "stopped"}
 
@@ -80,9 +80,16 @@ def _submit(members: Sequence[Member]) -> int:
     if cluster.dry_run:
         print(f"\n{sweep_script(settings, cluster)}")
         return EXIT_DONE
-    require_acceptable(cluster, 1, settings[0].run.dir.parent)
-    directory = _prepare(members)
-    return submit_sweep(directory, {s.run.dir: s for s in settings})
+    directory = settings[0].run.dir.parent
+    todo = {s.run.dir.name for s in settings}
+    if is_sweep(directory):  # typed again: members that are done or on their way are left alone
+        todo = set(unfinished(directory, sorted(name for name in todo if (directory / name / "config.yaml").exists())))
+        todo |= {s.run.dir.name for s in settings if not (s.run.dir / "config.yaml").exists()}
+    if not todo:
+        return EXIT_DONE
+    require_acceptable(cluster, 1, directory)
+    _prepare(members)
+    return submit_sweep(directory, {s.run.dir: s for s in settings if s.run.dir.name in todo})
 
 
 def _print_plan(members: Sequence[Member], cluster: SlurmCluster) -> None:

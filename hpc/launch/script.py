@@ -61,6 +61,10 @@ class Batch:
     mpiexec: str = "mpiexec"
     dependency: str | None = None
 
+    def log_of(self, index: int) -> Path:
+        """Return the log of a member, with ``%j`` for its job's number."""
+        return self.log.with_name(self.log.name.replace("%A_%a", f"%A_{index}").replace("%A", "%j"))
+
 
 def script_text(cluster: SlurmCluster, batch: Batch) -> str:
     """Return the script that `hpc.launch.slurm.submit` gives to sbatch.

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import replace
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hpc.errors import LaunchError
+from hpc.launch.already import take_over
 from hpc.launch.comeback import RUNS_FILE
 from hpc.launch.environment import find_mpiexec, without_outer_job
 from hpc.launch.node import PRIVATE, open_private
@@ -24,10 +26,20 @@ from hpc.launch.script import Batch, node_command, parameters, rank_python, scri
 from hpc.options import plain
 from hpc.settings import SlurmCluster
 from hpc.watch.queued import read_statuses
-from hpc.watch.submissions import Submission, last_submission, record_submission
+from hpc.watch.scheduler import submitted_from
+from hpc.watch.submissions import Submission, forget_unanswered, last_submission, record_submission
 
 _PATIENCE: Final = 60.0
 """Seconds for SLURM's commands to answer."""
+
+_SBATCH_PATIENCE: Final = 180.0
+"""Seconds after which an sbatch that says nothing is ended; it tries again by itself while the controller is busy."""
+
+_LOOKS: Final = (0.0, 2.0, 5.0)
+"""Seconds to wait before each look for a job of which sbatch did not say whether it was taken."""
+
+_NO_ANSWER: Final = ("timed out", "send/recv", "zero bytes", "communication connection failure", "unexpected message")
+"""Words of an sbatch that has sent the job but did not hear what became of it."""
 
 _REMEDIES: Final = (
     ("invalid partition", "cluster.partition: choose one of {partitions}"),
@@ -183,6 +195,8 @@ def array_limit() -> int:
 def _submit_chunk(
     runs: Sequence[Path], cluster: SlurmCluster, name: str, folder: Path, log_folder: Path, after: str | None
 ) -> list[Submission]:
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
     own = _new_folder(folder)
     log_folder.mkdir(parents=True, exist_ok=True)
     (own / RUNS_FILE).write_text("".join(f"{run}\n" for run in runs), encoding="utf-8")
@@ -191,14 +205,70 @@ def _submit_chunk(
         batch = replace(batch, dependency=",".join(filter(None, (batch.dependency, after))))
     executor = _executor(own, rank_python(cluster, batch))
     executor.update_parameters(**parameters(cluster, batch))
-    with _own_environment(), _refusals(), redirect_stderr(io.StringIO()):  # it would print sbatch's words, too
-        jobs = executor.submit_array([Payload(str(run)) for run in runs])
-    _keep_private(own)
     section = plain(cluster)
+    logs = [str(batch.log_of(index)) for index in range(len(runs))]
+    tasks = [f"_{index}" for index in range(len(runs))] if len(runs) > 1 else [""]
+    for run, task, log in zip(runs, tasks, logs, strict=True):  # should this process or sbatch's answer be lost
+        record_submission(run, task, section, str(own / "script.sh"), log)
+    try:
+        with _own_environment(), _bounded(), redirect_stderr(io.StringIO()):  # it would print sbatch's words, too
+            jobs = executor.submit_array([Payload(str(run)) for run in runs])
+    except (FailedJobError, FailedSubmissionError) as error:
+        return _after_no_answer(runs, own, error)
+    finally:
+        _keep_private(own)
     return [
-        record_submission(run, job.job_id, section, str(job.paths.submission_file))
-        for run, job in zip(runs, jobs, strict=True)
+        record_submission(run, job.job_id, section, str(job.paths.submission_file), log)
+        for run, job, log in zip(runs, jobs, logs, strict=True)
     ]
+
+
+def _after_no_answer(runs: Sequence[Path], own: Path, error: Exception) -> list[Submission]:
+    """Tell a refusal from an answer that was lost on its way, and find the job in this case.
+
+    Raises
+    ------
+    hpc.errors.LaunchError
+        If SLURM refused, or if it may have taken the job but does not show it.
+    """
+    said = str(error)
+    if not _may_be_queued(said):
+        for run in runs:
+            forget_unanswered(run)
+        raise LaunchError(explain_refusal(said)) from error
+    words = _quoted(said) or "nothing"
+    trouble = ""
+    for pause in _LOOKS:
+        time.sleep(pause)
+        job, trouble = submitted_from(str(own))
+        if job:
+            print(f"sbatch said: {words}; but SLURM has the job: found it in the queue", flush=True)  # noqa: T201
+            return [take_over(run, lost, job) for run in runs if (lost := last_submission(run))]
+    where = f"SLURM cannot be asked now ({trouble})" if trouble else "the queue does not show it so far"
+    msg = (
+        f"sbatch said: {words}\nthe job may be queued all the same; {where}. Nothing is lost: tessera resume looks for "
+        f"it before it submits another (squeue --me shows it, script in {own})"
+    )
+    raise LaunchError(msg) from error
+
+
+def _may_be_queued(said: str) -> bool:
+    """Say whether sbatch's words leave open that the controller has taken the job."""
+    return not said.strip() or any(sign in said.lower() for sign in _NO_ANSWER)
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """End an sbatch that hangs; submitit would wait for it for ever, and makes a plain executor for arrays."""
+    from submitit import SlurmExecutor
+
+    method = "_make_submission_command"
+    theirs = getattr(SlurmExecutor, method)
+    setattr(SlurmExecutor, method, lambda _, file: ["timeout", f"{_SBATCH_PATIENCE:g}", "sbatch", str(file)])
+    try:
+        yield
+    finally:
+        setattr(SlurmExecutor, method, theirs)
 
 
 def _executor(folder: Path, python: str) -> Any:
@@ -256,23 +326,16 @@ def _own_environment() -> Iterator[None]:
         os.environ.update(before)
 
 
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Turn what sbatch says into an error with a remedy."""
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-
-    try:
-        yield
-    except (FailedJobError, FailedSubmissionError) as error:
-        raise LaunchError(explain_refusal(str(error))) from error
-
-
 def explain_refusal(said: str) -> str:
     """Return the scheduler's own words and what helps against them."""
-    lines = [re.sub(r"^(sbatch: )?(error: )?", "", line) for line in said.splitlines()]
-    words = "; ".join(dict.fromkeys(line for line in lines if line))
+    words = _quoted(said)
     remedy = _remedy(said) or "see the script with cluster.dry_run=true"
     return f"SLURM refused the job: {words}\n{remedy.replace('{partitions}', partitions())}"
+
+
+def _quoted(said: str) -> str:
+    lines = [re.sub(r"^(sbatch: )?(error: )?", "", line) for line in said.splitlines()]
+    return "; ".join(dict.fromkeys(line for line in lines if line))
 
 
 def _remedy(said: str) -> str | None:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from hpc.errors import EXIT_COME_BACK, EXIT_DONE, EXIT_FAILED, EXIT_QUARANTINED, LockedError, RunDirError
+from hpc.errors import EXIT_COME_BACK, EXIT_DONE, EXIT_FAILED, EXIT_QUARANTINED
 from hpc.rundir import RunDir
 from hpc.settings import ClusterSettings, LocalCluster, SlurmCluster
 from hpc.watch.queued import read_statuses
-from hpc.watch.submissions import Submission, damage, last_submission
+from hpc.watch.scheduler import Polled
+from hpc.watch.submissions import Submission
 
 _POLL: Final = 1.0
 """Seconds between looks at a run in SLURM."""
@@ -41,8 +42,6 @@ def start(run: Path, name: str, cluster: ClusterSettings) -> int:
     ------
     hpc.errors.LaunchError
         If it cannot be started there.
-    hpc.errors.LockedError
-        If it is in SLURM's queue already.
     """
     if isinstance(cluster, LocalCluster):
         from hpc.launch.local import launch
@@ -50,41 +49,9 @@ def start(run: Path, name: str, cluster: ClusterSettings) -> int:
         return launch(run, cluster)
     from hpc.launch.slurm import submit
 
-    refuse_if_submitted(run)
     (submission,) = submit([run], cluster, f"tessera-{name}", run / "slurm", run / "logs")
     print(told([submission], run, cluster), flush=True)  # noqa: T201 - this is the screen
     return wait(run) if cluster.wait else EXIT_DONE
-
-
-def refuse_if_submitted(run: Path) -> None:
-    """Raise if the run's newest job waits or runs.
-
-    Raises
-    ------
-    hpc.errors.LockedError
-        With the job and what to do.
-    hpc.errors.RunDirError
-        If the record of its jobs is damaged.
-    """
-    from hpc.watch.scheduler import job_states
-
-    if problem := damage(run):
-        msg = (
-            f"{run / problem}, so nobody knows whether the run waits in SLURM's queue; look with squeue, then remove "
-            "the file"
-        )
-        raise RunDirError(msg)
-    submission = last_submission(run)
-    if submission is None:
-        return
-    state = job_states([submission.slurm_id])[submission.slurm_id]
-    if state.alive and state.state not in {"UNKNOWN", "COMPLETING"}:
-        reason = f", {state.reason}" if state.reason else ""
-        msg = (
-            f"{run}: is in SLURM already as job {submission.slurm_id} ({state.state}{reason}); "
-            f"wait for it, or end it with: tessera cancel {run}"
-        )
-        raise LockedError(msg)
 
 
 def told(submitted: Sequence[Submission], path: Path, cluster: SlurmCluster) -> str:
@@ -112,10 +79,10 @@ def wait(run: Path) -> int:
     from hpc.launch.follow import display
     from hpc.launch.outcome import Ending, explain
 
-    started = time.time()
+    started, ask = time.time(), Polled()
     try:
         with display(run) as screen:
-            while (status := read_statuses([run])[0]).state not in _ENDED:
+            while (status := read_statuses([run], ask)[0]).state not in _ENDED:
                 screen.update(status, started)
                 time.sleep(_POLL)
             screen.update(status, started)

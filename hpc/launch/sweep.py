@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from hpc.errors import EXIT_DONE, ConfigError
+from hpc.launch.already import adopt, refuse_if_unsure
 from hpc.launch.start import crew_text, start, told
 from hpc.options import plain
 from hpc.rundir import RunDir
 from hpc.settings import Settings, SlurmCluster
 from hpc.watch.queued import read_statuses
+from hpc.watch.scheduler import LONG_PATIENCE, JobState, job_states
 from hpc.watch.status import LIVE, RunStatus
+from hpc.watch.submissions import forget_unanswered
 from hpc.watch.sweeps import read_sweep
 
 SEVERITY: Final = (0, 3, 75, 2, 1)
@@ -55,7 +58,13 @@ def common_cluster(members: Sequence[Settings]) -> SlurmCluster:
     return first
 
 
-def resume_sweep(directory: Path, resettled: Callable[[RunDir], Settings], *, retry_failed: bool) -> int:
+def resume_sweep(
+    directory: Path,
+    resettled: Callable[[RunDir], Settings],
+    *,
+    retry_failed: bool,
+    job_has_ended: bool = False,
+) -> int:
     """Go on with the runs of a sweep that are not done.
 
     Parameters
@@ -66,6 +75,8 @@ def resume_sweep(directory: Path, resettled: Callable[[RunDir], Settings], *, re
         Returns the settings with which a run goes on.
     retry_failed
         Whether runs that are finished but for quarantined units count as not done.
+    job_has_ended
+        Whether somebody knows that no job of these runs lives although SLURM does not say so.
 
     Returns
     -------
@@ -73,9 +84,7 @@ def resume_sweep(directory: Path, resettled: Callable[[RunDir], Settings], *, re
         The worst exit code of those that ran here, 0 if they were submitted.
     """
     names = [member.run for member in read_sweep(directory)]
-    statuses = dict(zip(names, read_statuses([directory / name for name in names]), strict=True))
-    todo = [name for name, status in statuses.items() if _unfinished(status, retry_failed=retry_failed)]
-    print(_tally(statuses, todo), flush=True)  # noqa: T201 - this is the screen
+    todo = unfinished(directory, names, retry_failed=retry_failed, job_has_ended=job_has_ended)
     runs = {directory / name: resettled(RunDir.open(directory / name)) for name in todo}
     if not runs:
         return EXIT_DONE
@@ -98,6 +107,34 @@ def resume_sweep(directory: Path, resettled: Callable[[RunDir], Settings], *, re
         return submit_sweep(directory, runs)
     codes = [start(run, settings.job["name"], settings.cluster) for run, settings in runs.items()]
     return max(codes, key=SEVERITY.index)
+
+
+def unfinished(
+    directory: Path, names: Sequence[str], *, retry_failed: bool = False, job_has_ended: bool = False
+) -> list[str]:
+    """Say how the members of a sweep stand; return those that are neither done nor on their way.
+
+    Raises
+    ------
+    hpc.errors.LockedError
+        If SLURM does not say whether the job of any of them lives.
+    """
+    runs = {name: directory / name for name in names}
+    if job_has_ended:
+        for run in runs.values():
+            forget_unanswered(run)
+    else:
+        adopt(*runs.values())
+    statuses = dict(zip(names, read_statuses(list(runs.values()), _patient), strict=True))
+    todo = [name for name, status in statuses.items() if _unfinished(status, retry_failed=retry_failed)]
+    print(_tally(statuses, todo), flush=True)  # noqa: T201 - this is the screen
+    if not job_has_ended:
+        refuse_if_unsure(statuses[name] for name in todo)
+    return todo
+
+
+def _patient(jobs: Iterable[str]) -> dict[str, JobState]:
+    return job_states(jobs, LONG_PATIENCE)
 
 
 def _unfinished(status: RunStatus, *, retry_failed: bool) -> bool:

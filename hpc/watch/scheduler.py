@@ -1,20 +1,72 @@
-"""What SLURM knows about jobs: asked of scontrol, then sacct, then the job completion log, then squeue.
+"""What SLURM knows about jobs: one question to squeue for all of them, then sacct, then the job completion log.
 
-Without an accounting database SLURM forgets a job minutes after its end; such a job is reported as gone.
+The answers are read as text: in SLURM 22.05 ``squeue --json`` ignores ``-j`` and prints the whole queue of the site,
+and the fields of JSON differ from version to version. Without an accounting database SLURM forgets a job minutes after
+its end; such a job is reported as gone. A job is only gone if the controller has answered: silence is no end.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 
-_TIMEOUT: Final = 20.0
-_FIELD: Final = re.compile(r"(?:^| )([A-Za-z]+(?:/[A-Za-z]+)?)=(\S*)")
-_WAITING: Final = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "CONFIGURING"})
-_WORKING: Final = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED"})
+from hpc.watch.submissions import lies_in
+
+PATIENCE: Final = 12.0
+"""Seconds in which all of SLURM's commands together have to answer somebody who looks."""
+
+LONG_PATIENCE: Final = 45.0
+"""The same for somebody who acts on the answer: a busy controller takes its time."""
+
+EVERY: Final = 15.0
+"""Seconds between two questions of somebody who looks again and again."""
+
+ENDED: Final = frozenset(
+    {
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "LAUNCH_FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "RECONFIG_FAIL",
+        "REVOKED",
+        "TIMEOUT",
+    }
+)
+"""SLURM's words for the end of a job."""
+
+_WAITING: Final = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING"})
+_NAME: Final = re.compile(r"[0-9]+(?:_[0-9]+)?")
+_SQUEUES_SHARE: Final = 0.7
+"""Part of the patience that squeue may use up, so that the accounts can be asked as well."""
+
+_AT_ONCE: Final = 5000
+"""Jobs in one question: the words of a command have a greatest length."""
+
+_ACCOUNTS: Final = 6.0
+"""Seconds for the accounts to say how well a job used what it had."""
+
+_COLUMNS: Final = (
+    ("JobArrayID", 64),
+    ("State", 24),
+    ("RestartCnt", 12),
+    ("exit_code", 16),
+    ("StartTime", 24),
+    ("NodeList", 96),
+    ("Reason", 160),
+    ("Command", 400),
+)
+"""Fields of squeue and their widths: every version since 17.11 keeps to them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +79,17 @@ class JobState:
         SLURM's word (``PENDING``, ``TIMEOUT``, …); ``GONE`` if SLURM knows nothing of it, ``UNKNOWN`` if SLURM
         could not be asked.
     reason
-        Why it waits, or how it ended.
+        Why it waits, or how it ended; why SLURM could not be asked.
     exit_code
         ``code:signal``.
     restarts
         How often it was requeued.
     start
         When it starts or started, as SLURM expects it.
+    command
+        The batch script, empty where SLURM does not tell.
+    final
+        Whether the controller has dropped the job, so that nothing can bring it back.
     """
 
     state: str
@@ -42,40 +98,86 @@ class JobState:
     restarts: int = 0
     nodes: str = ""
     start: str = ""
+    command: str = ""
+    final: bool = False
 
     @property
     def alive(self) -> bool:
-        """Whether the job waits or runs, or may do so for all that is known."""
-        return self.state == "UNKNOWN" or self.state in _WAITING | _WORKING
+        """Whether the job waits or runs, or may do so for all that is known: only an end that SLURM names is one."""
+        return self.state != "GONE" and self.state not in ENDED
 
     @property
     def waiting(self) -> bool:
         """Whether the job is in the queue."""
         return self.state in _WAITING
 
-
-def job_states(jobs: Iterable[str]) -> dict[str, JobState]:
-    """Return the state of each job, named ``12`` or ``12_3``."""
-    wanted = list(dict.fromkeys(jobs))
-    found: dict[str, JobState] = {}
-    answered = False
-    sources: tuple[Callable[[list[str]], Mapping[str, JobState] | None], ...] = (_scontrol, _sacct, _completed, _squeue)
-    for source in sources:
-        missing = [job for job in wanted if job not in found]
-        if not missing:
-            break
-        states = source(missing)
-        answered |= states is not None
-        found |= {job: state for job, state in (states or {}).items() if job in missing}
-    absent = JobState("GONE") if answered else JobState("UNKNOWN", "SLURM cannot be asked from this machine")
-    return {job: found.get(job, absent) for job in wanted}
+    @property
+    def known(self) -> bool:
+        """Whether SLURM has answered."""
+        return self.state != "UNKNOWN"
 
 
+Ask = Callable[[Iterable[str]], Mapping[str, JobState]]
+"""A question about jobs; those that are missing in the answer were not asked about this time."""
+
+
+def job_states(jobs: Iterable[str], patience: float = PATIENCE) -> dict[str, JobState]:
+    """Return the state of each job, named ``12`` or ``12_3``, within so many seconds.
+
+    Parameters
+    ----------
+    jobs
+        Their names.
+    patience
+        Seconds for all commands together; a job that nobody has told about by then is ``UNKNOWN``.
+    """
+    names = dict.fromkeys(jobs)
+    wanted = [job for job in names if _NAME.fullmatch(job)]
+    found = dict.fromkeys(names, JobState("UNKNOWN", "this is no number of a job"))
+    for first in range(0, len(wanted), _AT_ONCE):
+        found |= _states(wanted[first : first + _AT_ONCE], _Interview(patience))
+    return found
+
+
+class Polled:
+    """Asks SLURM no more often than every so many seconds; in between, what it said last."""
+
+    def __init__(self, every: float = EVERY) -> None:
+        self._every = every
+        self._next = 0.0
+        self._known: Mapping[str, JobState] = {}
+
+    def __call__(self, jobs: Iterable[str]) -> dict[str, JobState]:
+        """Return what is known of these jobs; nothing of one that was not asked about the last time."""
+        wanted = list(dict.fromkeys(jobs))
+        if wanted and time.monotonic() >= self._next:
+            self._known = job_states(wanted)
+            self._next = time.monotonic() + self._every
+        return {job: self._known[job] for job in wanted if job in self._known}
+
+
+def submitted_from(folder: str, patience: float = LONG_PATIENCE) -> tuple[str, str]:
+    """Look for a job whose batch script lies in a folder, among those of this user.
+
+    Returns
+    -------
+    tuple
+        The job's number (of an array: of the whole), empty if there is none; and why SLURM could not be asked, empty
+        if it answered.
+    """
+    interview = _Interview(patience)
+    rows = interview.ask([*_squeue_command(), "-u", str(os.getuid())])
+    states = _queue_rows(rows) if rows is not None else {}
+    jobs = [name.partition("_")[0] for name, state in states.items() if lies_in(state.command, folder)]
+    return max(jobs, key=int, default=""), interview.trouble
+
+
+@lru_cache(maxsize=64)
 def efficiency(job: str) -> str | None:
     """Return how well a job used its CPUs and memory, where the site keeps accounts; None where it does not."""
     fields = "JobID,CPUTimeRAW,TotalCPU,MaxRSS,ReqMem,AllocCPUS,NNodes"
-    text = _output(["sacct", "-n", "-P", "-j", job, "-o", fields])
-    rows = [line.split("|") for line in (text or "").splitlines() if line.count("|") == 6]
+    text = (_Interview(_ACCOUNTS).ask(["sacct", "-n", "-P", "-j", job, "-o", fields]) or b"").decode(errors="replace")
+    rows = [line.split("|") for line in text.splitlines() if line.count("|") == 6]
     if not rows:
         return None
     reserved = int(rows[0][1] or 0)
@@ -87,79 +189,129 @@ def efficiency(job: str) -> str | None:
     return f"CPU efficiency {100 * used / reserved:.0f} % of {rows[0][5]} CPUs{memory}"
 
 
-def _scontrol(jobs: list[str]) -> Mapping[str, JobState] | None:
-    found: dict[str, JobState] = {}
-    answered = False
-    for number in dict.fromkeys(job.partition("_")[0] for job in jobs):
-        text = _output(["scontrol", "-o", "show", "job", number], ignore="Invalid job id")
-        if text is None:
-            continue
-        answered = True
-        for line in text.splitlines():
-            facts: dict[str, str] = {}
-            for key, value in _FIELD.findall(line):
-                facts.setdefault(key, value)
-            if "JobState" in facts:
-                state = _from_scontrol(facts)
-                found |= dict.fromkeys(_names(facts), state)
-    return found if answered else None
+class _Interview:
+    """Questions that share one span of time.
+
+    Attributes
+    ----------
+    trouble
+        Why the last question that failed was not answered.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.trouble = ""
+        self._end = time.monotonic() + seconds
+
+    def ask(self, command: Sequence[str], ignore: str = "\0", share: float = 1.0) -> bytes | None:
+        """Return what a command prints; None if it fails for another reason than the one to ignore."""
+        seconds = min(self._end - time.monotonic(), share * self.seconds)
+        if seconds < 0.2:
+            self.trouble = self.trouble or f"{command[0]} was not asked: no time left"
+            return None
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=seconds, check=False, env=_environment())
+        except subprocess.TimeoutExpired:
+            self.trouble = f"{command[0]} did not answer within {seconds:.0f} s"
+            return None
+        except OSError:
+            self.trouble = f"there is no {command[0]} on this machine"
+            return None
+        said = done.stderr.decode(errors="replace")
+        if done.returncode and ignore not in said:
+            self.trouble = (said.strip().splitlines() or [f"{command[0]} ended with {done.returncode}"])[0][:160]
+            return None
+        return done.stdout
 
 
-def _from_scontrol(facts: Mapping[str, str]) -> JobState:
-    return JobState(
-        state=facts["JobState"],
-        reason=_known(facts.get("Reason", "")),
-        exit_code=facts.get("ExitCode", ""),
-        restarts=int(facts.get("Restarts", "0")),
-        nodes=_known(facts.get("NodeList", "")),
-        start=_known(facts.get("StartTime", "")),
-    )
+def _environment() -> dict[str, str]:
+    """Return this environment without what would filter or reshape the answers (``SQUEUE_USERS``, …)."""
+    shaping = ("SLURM_", "SQUEUE_", "SACCT_")
+    return {key: value for key, value in os.environ.items() if key == "SLURM_CONF" or not key.startswith(shaping)}
+
+
+def _states(wanted: list[str], interview: _Interview) -> dict[str, JobState]:
+    text = interview.ask([*_squeue_command(), "-j", _numbers(wanted)], ignore="Invalid job id", share=_SQUEUES_SHARE)
+    answered, silence = text is not None, interview.trouble
+    queue = _queue_rows(text or b"")
+    found = {job: queue[job] for job in wanted if job in queue}
+    for source in (_sacct, _completed):
+        missing = [job for job in wanted if job not in found]
+        if not missing:
+            break
+        states = source(missing, interview)
+        if answered:  # what only the accounts call alive is a job that the controller has lost
+            states = {name: replace(state, final=True) for name, state in states.items() if not state.alive}
+        found |= {job: states[job] for job in missing if job in states}
+    absent = JobState("GONE", final=True) if answered else JobState("UNKNOWN", silence)
+    return {job: found.get(job, absent) for job in wanted}
+
+
+def _squeue_command() -> list[str]:
+    layout = ",".join(f"{name}:{width}" for name, width in _COLUMNS)
+    return ["squeue", "-h", "-r", "-t", "all", "-O", layout]
+
+
+def _queue_rows(text: bytes) -> dict[str, JobState]:
+    """Return the jobs of squeue's table, whose columns are cut by bytes."""
+    rows = {}
+    for line in text.splitlines():
+        values, begin = [], 0
+        for _, width in _COLUMNS:
+            values.append(line[begin : begin + width].decode(errors="replace").strip())
+            begin += width
+        name, state, restarts, code, start, nodes, reason, command = values
+        if state:
+            count = int(restarts) if restarts.isdigit() else 0
+            rows[name] = JobState(
+                state, _known(reason), _exit_code(code), count, _known(nodes), _known(start), _known(command)
+            )
+    return rows
+
+
+def _exit_code(word: str) -> str:
+    """Return ``code:signal``; squeue gives the status of wait(2)."""
+    return f"{int(word) >> 8}:{int(word) & 127}" if word.isdigit() else word
 
 
 def _known(word: str) -> str:
-    return "" if word in {"None", "(null)", "Unknown"} else word
+    return "" if word in {"None", "(null)", "Unknown", "N/A", "n/a"} else word
 
 
-def _names(facts: Mapping[str, str]) -> Iterator[str]:
-    """Yield every name of a record: a waiting part of an array is one record for all its members."""
-    yield facts["JobId"]
-    if "ArrayJobId" in facts:
-        for part in facts.get("ArrayTaskId", "").partition("%")[0].split(","):
-            first, _, last = part.partition("-")
-            if first.isdigit():
-                yield from (f"{facts['ArrayJobId']}_{n}" for n in range(int(first), int(last or first) + 1))
+def _sacct(jobs: list[str], interview: _Interview) -> Mapping[str, JobState]:
+    command = ["sacct", "-n", "-P", "-X", "-o", "JobID,State,ExitCode,NodeList", "-j", _numbers(jobs)]
+    return _table(interview.ask(command))
 
 
-def _sacct(jobs: list[str]) -> Mapping[str, JobState] | None:
-    return _table(_output(["sacct", "-n", "-P", "-X", "-o", "JobID,State,ExitCode,NodeList", "-j", ",".join(jobs)]))
+def _completed(jobs: list[str], interview: _Interview) -> Mapping[str, JobState]:
+    return _table(interview.ask(["sacct", "-c", "-n", "-P", "-o", "JobID,State,NodeList", "-j", _numbers(jobs)]))
 
 
-def _completed(jobs: list[str]) -> Mapping[str, JobState] | None:
-    return _table(_output(["sacct", "-c", "-n", "-P", "-o", "JobID,State,NodeList", "-j", ",".join(jobs)]))
+def _numbers(jobs: Iterable[str]) -> str:
+    return ",".join(dict.fromkeys(job.partition("_")[0] for job in jobs))
 
 
-def _squeue(jobs: list[str]) -> Mapping[str, JobState] | None:
-    command = ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r", "-j", ",".join(jobs)]
-    return _table(_output(command, ignore="Invalid job id"))
-
-
-def _table(text: str | None) -> Mapping[str, JobState] | None:
+def _table(text: bytes | None) -> Mapping[str, JobState]:
     """Return states from lines of ``job|STATE|…``; the last line of a job that was requeued counts."""
-    if text is None:
-        return None
-    rows = (line.split("|") for line in text.splitlines() if "|" in line)
-    return {row[0]: JobState(row[1].partition(" ")[0], exit_code=row[2] if ":" in row[2] else "") for row in rows}
+    rows = (line.split("|") for line in (text or b"").decode(errors="replace").splitlines() if "|" in line)
+    return {
+        name: JobState(row[1].partition(" ")[0], exit_code=row[2] if ":" in row[2] else "")
+        for row in rows
+        if len(row) > 2
+        for name in _members(row[0])
+    }
 
 
-def _output(command: list[str], ignore: str = "\0") -> str | None:
-    """Return what a command prints; None if it fails for another reason than the one to ignore."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    if done.returncode and ignore not in done.stderr:
-        return None
-    return done.stdout
+def _members(name: str) -> Iterator[str]:
+    """Yield every name of a record: the waiting part of an array, ``30_[3-4,7%2]``, is one for all its members."""
+    array, bracket, tasks = name.partition("_[")
+    if not bracket:
+        yield name
+        return
+    for part in tasks.rstrip("]").partition("%")[0].split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit():
+            yield from (f"{array}_{n}" for n in range(int(first), int(last or first) + 1))
 
 
 def _seconds(text: str) -> float:

@@ -97,6 +97,8 @@ def screen(status: RunStatus, now: float) -> RenderableType:
         parts.extend([Text(status.failure.quoted, style="dim")] if status.failure.quoted else [])
     elif status.message:
         parts.append(Text(status.message, style="dim"))
+    if status.slurm_silent:
+        parts.append(Text(status.slurm_silent, style="yellow"))
     return Group(*parts)
 
 
@@ -224,6 +226,7 @@ def listing(runs: Sequence[RunStatus], base: Path, labels: Mapping[str, str]) ->
         stage = run.current
         path = Path(run.path)
         told = run.message if run.state in {"unreadable", "failed", "pending", "lost"} else ""
+        told = run.slurm_silent or told
         note = Text(f" {told.partition(chr(10))[0][:_NOTE]}", style="dim") if told else Text()
         table.add_row(
             Text(str(path.relative_to(base)) if path.is_relative_to(base) else run.path),

@@ -88,6 +88,8 @@ class RunStatus:
         Units per second and seconds to go, where known.
     slurm_job, restarts
         The SLURM job of the run, if it has one, and how often it came back (see `hpc.watch.queued`).
+    slurm_silent
+        Why it is not known whether that job waits or runs, empty if it is known.
     checkpoint_age
         Seconds since anything was last saved.
     failure
@@ -109,6 +111,7 @@ class RunStatus:
     threads: int = 0
     slurm_job: str = ""
     restarts: int = 0
+    slurm_silent: str = ""
     checkpoint_age: float | None = None
     ranks: tuple[RankStatus, ...] = ()
     message: str = ""

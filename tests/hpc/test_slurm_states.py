@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import stat
+import time
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
+from rich.console import Console
+from slurm_queue import job, queue
 
 from hpc.launch import comeback
 from hpc.launch.comeback import decide
 from hpc.watch import queued, scheduler
+from hpc.watch.pending import remedy
 from hpc.watch.queued import read_statuses
-from hpc.watch.scheduler import JobState, efficiency, job_states
+from hpc.watch.scheduler import JobState, Polled, efficiency, job_states
+from hpc.watch.screen import listing, screen
 from hpc.watch.status import RunStatus
 from hpc.watch.submissions import last_submission, record_submission, submissions
 
@@ -32,44 +40,195 @@ def commands(tmp_path, monkeypatch):
     return add
 
 
-RUNNING = "JobId=12 JobName=x Reason=None Restarts=2 JobState=RUNNING ExitCode=0:0 NodeList=m[1-2] StartTime=2026-01-01T10:00:00"
-ARRAY = (
-    "JobId=32 ArrayJobId=30 ArrayTaskId=1 JobState=COMPLETED Reason=None ExitCode=0:0\n"
-    "JobId=30 ArrayJobId=30 ArrayTaskId=3-4,7%2 JobState=PENDING Reason=JobArrayTaskLimit StartTime=Unknown"
-)
+def noted(folder: Path, *scripts: tuple[str, str], commands) -> None:
+    """Let each command write down that it was asked."""
+    for name, script in scripts:
+        commands(name, f'echo "{name} $*" >> {folder}/asked\n{script}')
 
 
-def test_scontrol_answers_for_jobs_and_arrays(commands):
-    commands("scontrol", f'case "$4" in 12) echo "{RUNNING}";; 30) echo "{ARRAY}";; esac')
-    found = job_states(["12", "30_1", "30_4", "30_7"])
+def asked(folder: Path) -> list[str]:
+    """The commands that were run since the last look."""
+    file = folder / "asked"
+    lines = file.read_text().splitlines() if file.exists() else []
+    file.unlink(missing_ok=True)
+    return lines
+
+
+def test_squeue_answers_for_all_jobs_at_once(commands, tmp_path):
+    rows = (
+        job("12", "RUNNING", RestartCnt="2", NodeList="m[1-2]", StartTime="2026-01-01T10:00:00", Reason="None"),
+        job("30_1", "FAILED", exit_code="768", Reason="NonZeroExitCode", Command="/r/a b/slurm/1/x.sh"),
+        job("30_7", "PENDING", Reason="ReqNodeNotAvail, UnavailableNodes:m[1-4]"),
+        job("31", "FAILED", exit_code="9"),
+    )
+    noted(tmp_path, ("squeue", queue(*rows)), ("sacct", "exit 1"), commands=commands)
+    found = job_states(["12", "30_1", "30_7", "31"])
     assert found["12"] == JobState("RUNNING", "", "0:0", 2, "m[1-2]", "2026-01-01T10:00:00")
-    assert [found[f"30_{n}"].state for n in (1, 4, 7)] == ["COMPLETED", "PENDING", "PENDING"]
+    assert found["30_1"] == JobState("FAILED", "NonZeroExitCode", "3:0", command="/r/a b/slurm/1/x.sh")
     assert found["30_7"].waiting
-    assert found["30_7"].reason == "JobArrayTaskLimit"
+    assert found["30_7"].reason == "ReqNodeNotAvail, UnavailableNodes:m[1-4]"
+    assert found["31"].exit_code == "0:9"
+    (call,) = asked(tmp_path)
+    assert call.endswith("-j 12,30,31")
 
 
-def test_the_next_source_is_asked_about_what_is_missing(commands):
-    commands("scontrol", 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1')
+def test_the_accounts_are_asked_about_what_the_controller_forgot(commands):
+    commands("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     commands("sacct", '[ "$1" = -c ] && echo "13|TIMEOUT|m1" || { echo "disabled" >&2; exit 1; }')
-    commands("squeue", 'echo "14_2|PENDING|Priority"')
-    found = job_states(["13", "14_2", "15"])
-    assert [found[j].state for j in ("13", "14_2", "15")] == ["TIMEOUT", "PENDING", "GONE"]
-    assert [found[j].alive for j in ("13", "14_2", "15")] == [False, True, False]
-    commands("sacct", 'echo "13|CANCELLED by 0|0:15|m1"')
-    assert job_states(["13"])["13"] == JobState("CANCELLED", exit_code="0:15")
+    found = job_states(["13", "15"])
+    assert [found[j].state for j in ("13", "15")] == ["TIMEOUT", "GONE"]
+    commands("sacct", 'echo "13|CANCELLED by 0|0:15|m1"; echo "14|RUNNING|0:0|m1"')
+    found = job_states(["13", "14"])
+    assert found["13"] == JobState("CANCELLED", exit_code="0:15", final=True)
+    assert found["14"].state == "GONE", "the controller does not know it: the accounts have missed its end"
 
 
-def test_without_slurm_nothing_is_known_and_nothing_called_dead(commands):
-    assert job_states(["12"])["12"].state == "UNKNOWN"
-    assert job_states(["12"])["12"].alive
-    commands("scontrol", "echo 'Unable to contact slurm controller' >&2; exit 1")
-    assert job_states(["12"])["12"].state == "UNKNOWN"
+@pytest.mark.parametrize("silence", ["echo 'Unable to contact slurm controller' >&2; exit 1", "exec sleep 20"])
+def test_silence_is_no_end(commands, silence):
+    """The controller refuses, or hangs: nothing is called gone, whatever the accounts do not know of."""
+    assert job_states(["12"])["12"].reason == "there is no squeue on this machine"
+    commands("sleep", 'exec /bin/sleep "$@"')
+    commands("squeue", silence)
+    commands("sacct", 'echo "13|FAILED|1:0|m1"; echo "30_[3-4,7%2]|PENDING|0:0|"')
+    begun = time.monotonic()
+    found = job_states(["12", "13", "30_4", "30_5"], 2.0)
+    assert time.monotonic() - begun < 6
+    assert [found[j].state for j in ("12", "13", "30_4", "30_5")] == ["UNKNOWN", "FAILED", "PENDING", "UNKNOWN"]
+    assert found["12"].alive
+    assert "squeue did not answer" in found["12"].reason or "Unable to contact" in found["12"].reason
+    assert not found["13"].final
+
+
+def test_a_users_own_filters_do_not_hide_jobs(commands, monkeypatch):
+    monkeypatch.setenv("SQUEUE_USERS", "somebody")
+    monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
+    commands("squeue", f'[ -n "$SQUEUE_USERS$SLURM_TIME_FORMAT" ] || {queue(job("12", "RUNNING"))}')
+    assert job_states(["12"])["12"].state == "RUNNING"
+
+
+def made(folder: Path, count: int, state: str, **submission: str) -> list[Path]:
+    """Make runs whose files say a state, each with a job of its own."""
+    runs = [folder / f"r{n}" for n in range(count)]
+    for n, run in enumerate(runs):
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text("job: {name: toy}\n")
+        if state != "not started":
+            record = {"ranks": [], "updated": 5.0, "started": 1.0, "state": state, "attempt": 1, "stage": None}
+            record |= {"stages": [], "rate": None, "eta": None, "size": 1, "threads": 1, "message": ""}
+            (run / "progress.json").write_text(json.dumps(record))
+        record_submission(run, str(100 + n), {}, **{"script": "", **submission})
+    return runs
+
+
+@pytest.mark.parametrize("state", ["not started", "running", "stopped", "failed"])
+def test_three_hundred_runs_cost_three_questions(commands, tmp_path, state):
+    noted(tmp_path, ("squeue", ""), ("sacct", ""), commands=commands)
+    runs = made(tmp_path / "f", 300, state)
+    states = {status.state for status in read_statuses(runs)}
+    assert states == {state if state in {"stopped", "failed"} else "failed"}
+    assert [line.split()[0] for line in asked(tmp_path)] == ["squeue", "sacct", "sacct"]
+
+
+def test_an_end_that_cannot_be_undone_is_remembered(commands, tmp_path):
+    noted(tmp_path, ("squeue", ""), ("sacct", "echo '100|TIMEOUT|0:0|m1'"), commands=commands)
+    lost, stopped = made(tmp_path / "a", 1, "running") + made(tmp_path / "b", 1, "stopped")
+    first = read_statuses([lost])[0]
+    assert "ended: TIMEOUT" in first.message
+    assert len(asked(tmp_path)) == 2
+    assert (read_statuses([lost])[0], asked(tmp_path)) == (replace(first, silent=ANY, updated=5.0), [])
+    assert "SLURM job 100" in first.message
+    noted(tmp_path, ("squeue", ""), ("sacct", ""), commands=commands)
+    read_statuses([stopped])
+    assert len(asked(tmp_path)) == 3
+    read_statuses([stopped])
+    assert asked(tmp_path) == []
+    record_submission(stopped, "200", {}, "")  # a new job is asked about
+    read_statuses([stopped])
+    assert asked(tmp_path)[0].endswith("-j 200")
+
+
+def test_a_job_that_the_controller_still_has_may_come_back_and_is_not_remembered(commands, tmp_path):
+    noted(tmp_path, ("squeue", queue(job("100", "FAILED", exit_code="256"))), commands=commands)
+    (run,) = made(tmp_path / "f", 1, "running")
+    assert read_statuses([run])[0].state == "failed"
+    noted(tmp_path, ("squeue", queue(job("100", "PENDING", Reason="BeginTime"))), commands=commands)
+    assert read_statuses([run])[0].state == "pending"
+
+
+def test_who_looks_again_and_again_does_not_ask_each_time(commands, tmp_path):
+    noted(tmp_path, ("squeue", queue(job("100", "PENDING", Reason="Priority"))), commands=commands)
+    (run,) = made(tmp_path / "f", 1, "not started")
+    ask = Polled(3600.0)
+    assert [read_statuses([run], ask)[0].state for _ in range(5)] == ["pending"] * 5
+    assert len(asked(tmp_path)) == 1
+    (other,) = made(tmp_path / "g", 1, "not started")
+    record_submission(other, "101", {}, "")
+    assert read_statuses([other], ask)[0].state == "not started", "asked about the next time"
+    assert asked(tmp_path) == []
+    ask = Polled(0.0)
+    read_statuses([run], ask), read_statuses([run], ask)
+    assert len(asked(tmp_path)) == 2
+
+
+def test_another_job_under_the_same_number_is_not_ours(commands, tmp_path):
+    """A cluster whose numbers began anew."""
+    (run,) = made(tmp_path / "f", 1, "running", script="/runs/r0/slurm/1/100_submission.sh")
+    commands("squeue", queue(job("100", "RUNNING", Command="/runs/r0/slurm/1/submission_file_4e.sh")))
+    assert "silent" in read_statuses([run])[0].message
+    commands("squeue", queue(job("100", "RUNNING", Command="/home/you/other.sh")))
+    assert read_statuses([run])[0].state == "failed"
+
+
+@pytest.mark.parametrize("state", ["not started", "running", "stopped"])
+def test_a_silent_scheduler_is_said(commands, tmp_path, state):
+    commands("squeue", "echo 'squeue: error: Socket timed out' >&2; exit 1")
+    (run,) = made(tmp_path / "f", 1, state)
+    status = read_statuses([run])[0]
+    assert status.state == {"running": "lost"}.get(state, state)
+    assert "SLURM did not say whether job 100 waits or runs (squeue: error: Socket timed out)" in status.slurm_silent
+    for picture in (screen(status, 0.0), listing([status], tmp_path, {})):
+        console = Console(width=400, file=io.StringIO())
+        console.print(picture)
+        assert "SLURM did not say" in console.file.getvalue()
+
+
+def test_why_a_job_waits_and_what_helps(commands, tmp_path):
+    (run,) = made(tmp_path / "f", 1, "not started")
+    commands("squeue", queue(job("100", "PENDING", Reason="JobHeldUser")))
+    assert "waits: JobHeldUser; you hold it: scontrol release" in read_statuses([run])[0].message
+
+
+@pytest.mark.parametrize(
+    ("reason", "helps"),
+    {
+        "Resources": "shorter cluster.time",
+        "(Priority)": "shorter cluster.time",
+        "ReqNodeNotAvail, UnavailableNodes:n[1-4]": "sinfo -R",
+        "ReqNodeNotAvail, Reserved for maintenance": "maintenance",
+        "Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions": "sinfo -R",
+        "DependencyNeverSatisfied": "without cluster.after",
+        "PartitionTimeLimit": "never start",
+        "QOSMaxJobsPerUserLimit": "others of your jobs",
+        "QOSGrpCpuLimit": "limit of the account or quality",
+        "QOSMaxCpuPerJobLimit": "ask for less",
+        "AssocGrpCPUMinutesLimit": "used up its share",
+        "AssocMaxWallDurationPerJobLimit": "ask for less",
+        "MaxJobsPerAccount": "other jobs of the account",
+        "launch failed requeued held": "scontrol release",
+        "SomethingNew": "",
+    }.items(),
+)
+def test_the_remedy_fits_the_reason(reason, helps):
+    found = remedy(reason)
+    assert helps in found
+    assert bool(found) == bool(helps)
 
 
 def test_efficiency_is_what_accounting_says(commands):
     assert efficiency("12") is None
     rows = "12|400|03:00||8G|4|1\\n12.0|400|00:03:00|2048K||4|1"
     commands("sacct", f"printf '{rows}\\n'")
+    efficiency.cache_clear()
     assert efficiency("12") == "CPU efficiency 45 % of 4 CPUs, largest task 2 MiB of 8G asked"
 
 
@@ -98,7 +257,7 @@ def known(monkeypatch, job: JobState, status: RunStatus, run: Path) -> RunStatus
         ("running", 9.0, "PENDING", "pending", "waits: Priority"),
         ("running", 9.0, "OUT_OF_MEMORY", "failed", "ended: OUT_OF_MEMORY, exit code 0:125"),
         ("lost", 99.0, "GONE", "failed", "is gone from SLURM"),
-        ("lost", 99.0, "UNKNOWN", "lost", "SLURM job 12"),
+        ("lost", 99.0, "UNKNOWN", "lost", ""),
         ("not started", None, "PENDING", "pending", "expected to start 2026-01-01 10:00:00"),
         ("not started", None, "RUNNING", "starting", "is RUNNING on m1"),
         ("not started", None, "COMPLETED", "failed", "did not finish"),

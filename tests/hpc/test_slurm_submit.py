@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from slurm_queue import job, queue
 
 from hpc.cli.main import main
 from hpc.errors import LaunchError, LockedError
+from hpc.launch.already import refuse_if_submitted
 from hpc.launch.slurm import explain_refusal, require_acceptable
-from hpc.launch.start import refuse_if_submitted
 from hpc.settings import SlurmCluster
 from hpc.watch.submissions import submissions
 
@@ -46,6 +47,8 @@ def slurm(tmp_path, monkeypatch):
     add("sbatch", SBATCH.format(folder=folder))
     add("srun", "exit 1")
     add("scontrol", '[ "$2" = config ] && echo "MaxArraySize = 4" || { echo "Invalid job id specified" >&2; exit 1; }')
+    add("squeue", "echo 'Invalid job id specified' >&2; exit 1")
+    add("sacct", "exit 1")
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     monkeypatch.syspath_prepend(str(HERE))
     monkeypatch.chdir(tmp_path)
@@ -141,7 +144,7 @@ def test_the_launcher_of_a_run_can_change(slurm, tmp_path, capsys):
 
 def test_a_run_that_waits_is_not_submitted_twice(slurm, tmp_path):
     assert main([*TOY, "run.dir=r"]) == 0
-    (slurm / "scontrol").write_text('#!/bin/sh\necho "JobId=101 JobState=PENDING Reason=Priority"\n')
+    (slurm / "squeue").write_text(f"#!/bin/sh\n{queue(job('101', 'PENDING', Reason='Priority'))}\n")
     with pytest.raises(LockedError, match=r"as job 101 \(PENDING, Priority\)"):
         refuse_if_submitted(tmp_path / "r")
 
