@@ -277,3 +277,151 @@ def test_a_folder_of_somebody_else_is_not_believed(slurm, tmp_path):
     done = on_the_node(slurm, tmp_path)
     assert done.returncode == 2
     assert "belongs to user 65534" in done.stderr
+
+
+def progress(run: Path, state: str) -> None:
+    """Let the files of a run say how it ended."""
+    record = {"state": state, "updated": 1.0, "started": 0.0, "attempt": 1, "stage": None, "stages": [], "ranks": []}
+    record |= {"rate": 0, "eta": None, "size": 1, "threads": 1, "message": ""}
+    (run / "progress.json").write_text(json.dumps(record))
+
+
+def accepted(slurm: Path) -> int:
+    """How many jobs sbatch has taken."""
+    return int((slurm / "count").read_text()) - 100
+
+
+TIMED_OUT = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+LOST = f"""\
+if [ "$1" = --test-only ]; then exit 0; fi
+n=$(( $(cat {{folder}}/count 2>/dev/null || echo 100) + 1 )); echo $n > {{folder}}/count
+echo "$1" > {{folder}}/took
+echo '{TIMED_OUT}' >&2; exit 1
+"""
+
+
+def write(slurm: Path, name: str, script: str) -> None:
+    (slurm / name).write_text(f"#!/bin/sh\n{script}\n")
+    (slurm / name).chmod(0o755)
+
+
+def squeue_shows(slurm: Path, number: str, command: str) -> None:
+    """Let squeue show a job to who asks for those of a user, or for this number."""
+    listed = queue(job(number, "PENDING", Reason="Priority", Command=command))
+    write(slurm, "squeue", listed)
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_a_job_whose_answer_was_lost_is_found(slurm, tmp_path, capsys, monkeypatch, members):
+    monkeypatch.setattr("hpc.launch.slurm._LOOKS", (0.0,))
+    write(slurm, "sbatch", LOST.format(folder=slurm))
+    names = "" if members == 1 else "".join(f" 88_{n}" for n in range(members))
+    rows = [job(n, "PENDING", Command="SCRIPT") for n in names.split() or ["88"]]
+    write(slurm, "squeue", f'took=$(cat {slurm}/took)\n{queue(*rows)} | sed "s|SCRIPT|$took|"')
+    words = ["run.dir=r"] if members == 1 else ["-m", "seed=1,2,3", "run.sweep_dir=r"]
+    assert main([*TOY, *words]) == 0
+    said = capsys.readouterr().out
+    assert "Socket timed out on send/recv operation; but SLURM has the job" in said
+    assert "submitted as SLURM job 88" in said
+    runs = [tmp_path / "r"] if members == 1 else [tmp_path / "r" / str(n) for n in range(members)]
+    assert [[s.slurm_id for s in submissions(run)] for run in runs] == [[n] for n in names.split() or ["88"]]
+    folder = tmp_path / "r" / "slurm" / "1"
+    for run, name in zip(runs, names.split() or ["88"], strict=True):  # what its tasks look for under its number
+        assert str(run).encode() in (folder / f"{name}_submitted.pkl").read_bytes()
+    with pytest.raises(LockedError, match="is in SLURM already as job 88"):
+        refuse_if_submitted(runs[-1])
+
+
+def test_a_job_that_may_be_queued_is_looked_for_before_another_is_submitted(slurm, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hpc.launch.slurm._LOOKS", (0.0,))
+    write(slurm, "sbatch", LOST.format(folder=slurm))
+    write(slurm, "squeue", "echo 'squeue: error: Socket timed out' >&2; exit 1")
+    assert main([*TOY, "run.dir=r"]) == 2
+    assert "the job may be queued all the same; SLURM cannot be asked now" in capsys.readouterr().err
+    assert main(["status", "r"]) == 0
+    assert "it may be queued" in " ".join(capsys.readouterr().out.split())
+    assert main(["resume", "r"]) == 2
+    assert "tessera resume" in (said := capsys.readouterr().err)
+    assert "--job-has-ended" in said
+    assert accepted(slurm) == 1
+    write(slurm, "sbatch", SBATCH.format(folder=slurm))
+    squeue_shows(slurm, "88", f"{tmp_path}/r/slurm/1/submission_file_6f.sh")
+    assert main(["resume", "r"]) == 2
+    assert "is in SLURM already as job 88 (PENDING, Priority)" in capsys.readouterr().err
+    assert [s.slurm_id for s in submissions(tmp_path / "r")] == ["88"]
+    assert accepted(slurm) == 1
+
+
+def test_a_job_that_never_came_is_submitted_again(slurm, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hpc.launch.slurm._LOOKS", (0.0,))
+    write(slurm, "sbatch", LOST.format(folder=slurm))
+    write(slurm, "squeue", "")
+    assert main([*TOY, "run.dir=r"]) == 2
+    assert "the queue does not show it so far" in capsys.readouterr().err
+    write(slurm, "sbatch", SBATCH.format(folder=slurm))
+    assert main(["resume", "r"]) == 0
+    assert [s.slurm_id for s in submissions(tmp_path / "r")] == ["102"]
+
+
+def test_a_refusal_leaves_no_submission(slurm, tmp_path, capsys):
+    write(
+        slurm, "sbatch", '[ "$1" = --test-only ] && exit 0; echo "sbatch: error: Invalid qos specification" >&2; exit 1'
+    )
+    assert main([*TOY, "run.dir=r"]) == 2
+    assert "SLURM refused the job: Invalid qos specification\ncluster.qos" in capsys.readouterr().err
+    assert submissions(tmp_path / "r") == []
+
+
+def test_a_silent_scheduler_lets_no_second_job_in(slurm, tmp_path, capsys):
+    assert main([*TOY, "run.dir=r"]) == 0
+    assert main([*TOY, "-m", "seed=1,2", "run.sweep_dir=s"]) == 0
+    write(slurm, "squeue", "echo 'squeue: error: Socket timed out' >&2; exit 1")
+    for words in (["resume", "r"], ["resume", "s"], [*TOY, "run.dir=r"], [*TOY, "-m", "seed=1,2", "run.sweep_dir=s"]):
+        capsys.readouterr()
+        assert main(words) == 2
+        assert "Socket timed out" in (said := capsys.readouterr().err)
+        assert "--job-has-ended" in said
+    assert accepted(slurm) == 2
+    assert main(["resume", "r", "s", "--job-has-ended"]) == 0
+    assert accepted(slurm) == 4
+
+
+def test_a_sweep_typed_again_submits_what_is_neither_done_nor_on_its_way(slurm, tmp_path, capsys):
+    words = [*TOY, "-m", "seed=1,2,3", "run.sweep_dir=s"]
+    assert main(words) == 0
+    progress(tmp_path / "s/0", "done")
+    write(slurm, "squeue", queue(job("101_1", "PENDING"), job("101_2", "FAILED")))
+    assert main(words) == 0
+    assert "1 done, 1 pending, 1 failed; going on with 2\n" in capsys.readouterr().out
+    assert [len(submissions(tmp_path / "s" / n)) for n in "012"] == [1, 1, 2]
+
+
+def test_a_run_that_is_done_is_not_queued_again(slurm, tmp_path, capsys):
+    assert main([*TOY, "run.dir=r"]) == 0
+    progress(tmp_path / "r", "done")
+    (tmp_path / "r/results/squares.txt").write_text("1\n")
+    for words in ([*TOY, "run.dir=r"], ["resume", "r"]):
+        capsys.readouterr()
+        assert main(words) == 0
+        assert "done already, nothing is submitted" in capsys.readouterr().out
+    assert main([*TOY, "run.dir=r", "job.units=77"]) == 2
+    assert "another configuration" in capsys.readouterr().err
+    progress(tmp_path / "r", "quarantined")
+    assert main(["resume", "r"]) == 3
+    assert "--retry-failed" in capsys.readouterr().out
+    assert accepted(slurm) == 1
+    progress(tmp_path / "r", "done")
+    (tmp_path / "r/results/squares.txt").unlink()  # the ranks make it again from the segments
+    assert main(["resume", "r"]) == 0
+    assert accepted(slurm) == 2
+
+
+def test_several_runs_go_on_past_one_that_cannot(slurm, tmp_path, capsys):
+    assert main([*TOY, "run.dir=a"]) == 0
+    assert main([*TOY, "run.dir=b"]) == 0
+    capsys.readouterr()
+    assert main(["resume", "a", "nothing", "b", "cluster.nodes=2"]) == 2
+    said = capsys.readouterr()
+    assert "no run here" in said.err
+    assert said.out.count("submitted as SLURM job") == 2
+    assert [submissions(tmp_path / n)[-1].cluster["nodes"] for n in "ab"] == [2, 2]
