@@ -23,6 +23,7 @@ from hpc.settings import Settings
 from hpc.stop import StopFlag, Wish
 from hpc.store.journal import Journal
 from hpc.store.lock import Claim
+from hpc.store.origin import refuse_other
 from hpc.store.patience import T, insist, read_patiently
 from hpc.store.records import read_record
 from hpc.store.writer import Writer
@@ -63,6 +64,10 @@ class Life:
         Shows whether the run still belongs to this attempt.
     homes
         Segment file by unit key of every finished map.
+    stages
+        Names of the job's stages, in order.
+    again
+        Complete stages that have to write their results again.
     saving, journal
         Of the stage this rank is in.
     agreed
@@ -82,6 +87,8 @@ class Life:
     here: Whereabouts
     claim: Claim
     homes: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    stages: tuple[str, ...] = ()
+    again: frozenset[str] = frozenset()
     saving: Writer | None = None
     journal: Journal | None = None
     agreed: Wish = ""
@@ -104,7 +111,9 @@ class Life:
         """Start the writer of a stage, one of so many; it is also what a stop signal flushes."""
         directory = self.run.stage(stage)
         settings, check = self.settings.checkpoint, self.claim.verify
-        self.saving = Writer(directory, stage, self.attempt, self.ranks.rank, settings, self.warn, check, writers)
+        self.saving = Writer(
+            directory, stage, self.attempt, self.ranks.rank, settings, self.warn, check, writers, self.config_hash
+        )
         return self.saving
 
     def end_lost(self, error: LockLostError) -> NoReturn:
@@ -140,6 +149,13 @@ class Life:
             self.source.event("fallback", stage=stage, reason=str(error))
             self.log.warning("%s", error)
             return None
+
+    def is_complete(self, stage: str) -> bool:
+        """Say whether a stage is complete; refuse one that was completed with another configuration."""
+        file = self.run.stage(stage) / "complete.json"
+        record = self.read_record(file, stage)
+        refuse_other(file, str((record or {}).get("config_hash", "")), self.config_hash)
+        return record is not None
 
     def pulse(self) -> Pulse:
         """Return this rank's sign of life."""

@@ -7,7 +7,9 @@ from dataclasses import asdict
 
 from hpc.job import Arrays, Loop
 from hpc.life import Life
+from hpc.results import sealed_record
 from hpc.store.generations import Restored, clear_away, load_newest
+from hpc.store.origin import refuse_other
 from hpc.store.records import write_record
 from hpc.store.writer import WriteCost
 
@@ -21,7 +23,7 @@ def run_loop(stage: Loop, index: int, life: Life) -> bool:
         False if it was stopped before its state was final; the state is then saved.
     """
     marker = life.run.stage(stage.name) / "complete.json"
-    if life.ranks.bcast(life.read_record(marker, stage.name) is not None if life.desk else None):
+    if life.ranks.bcast(stage.name not in life.again and life.is_complete(stage.name) if life.desk else None):
         if life.desk:
             life.desk.progress.skip(index, 0, 0)
         return True
@@ -51,7 +53,8 @@ def run_loop(stage: Loop, index: int, life: Life) -> bool:
             cost = saver.close()
         with life.ctx.timed(f"finish {stage.name}"):
             life.insist(lambda: stage.finish(state, life.ctx))
-        life.insist(lambda: write_record(marker, {"steps": number}, life.claim.verify))
+        sealed = sealed_record({"steps": number}, index, life)
+        life.insist(lambda: write_record(marker, sealed, life.claim.verify))
         _end(life, stage.name, number, number - first, life.here.busy - busy, cost)
     life.ranks.barrier()
     return True
@@ -111,6 +114,7 @@ def _restore(stage: Loop, life: Life) -> tuple[int, Arrays]:
         for reason in found.fallbacks:
             life.desk.event("fallback", stage=stage.name, reason=reason)
             life.log.warning("%s; going back to the generation before", reason)
+        refuse_other(directory / f"gen-{found.number:08d}.json", found.config_hash, life.config_hash)
         clear_away(directory, found)
     number = life.ranks.bcast(found.number if found and found.state is not None else -1)
     if number < 0:

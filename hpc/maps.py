@@ -17,8 +17,10 @@ from hpc.errors import AllFailedError, RankError
 from hpc.job import Arrays, Map, Unit
 from hpc.life import Life
 from hpc.quarantine import Quarantine, UnitFailure
+from hpc.results import sealed_record
 from hpc.schedule import Queue
 from hpc.store.journal import Journal
+from hpc.store.origin import refuse_other
 from hpc.store.records import read_keyed, write_record
 from hpc.store.segments import Finished, StoredResults, set_aside
 from hpc.survey import Survey, survey
@@ -67,7 +69,7 @@ def run_map(stage: Map, index: int, life: Life) -> bool:
         return False
     if life.desk:
         assert costs is not None  # noqa: S101 - rank 0 gathers
-        _complete(stage, directory, plan, life.desk, life, costs)
+        _complete(stage, index, directory, plan, life.desk, life, costs)
     life.ranks.barrier()
     return True
 
@@ -86,7 +88,9 @@ def _plan(stage: Map, directory: Path, life: Life, survey: Survey) -> Plan:
         life.source.event("fallback", stage=stage.name, reason=damage)
         life.log.warning("%s: its units are run again", damage)
         set_aside(directory, name)
-    complete = life.read_record(directory / "complete.json", stage.name) is not None
+    for origin, name in found.origins.items():
+        refuse_other(directory / name, origin, life.config_hash)
+    complete = stage.name not in life.again and life.is_complete(stage.name)
     if complete and keys <= found.home.keys() | quarantine.keys():
         return Plan(units, quarantine=quarantine, complete=True, home=found.home)
     died = {k: n for k, n in survey.deaths.items() if k in keys and k not in found.home}
@@ -228,7 +232,9 @@ def _missing(plan: Plan, home: Mapping[str, str], desk: Desk) -> set[str]:
     return {u.key for u in plan.units} - home.keys() - desk.quarantine.units.keys()
 
 
-def _complete(stage: Map, directory: Path, plan: Plan, desk: Desk, life: Life, costs: list[dict[str, Any]]) -> None:
+def _complete(
+    stage: Map, index: int, directory: Path, plan: Plan, desk: Desk, life: Life, costs: list[dict[str, Any]]
+) -> None:
     home = life.homes[stage.name]
     missing = _missing(plan, home, desk)
     if missing:
@@ -247,7 +253,8 @@ def _complete(stage: Map, directory: Path, plan: Plan, desk: Desk, life: Life, c
         "segments": sorted(set(home.values())),
     }
     life.insist(desk.quarantine.save)
-    life.insist(lambda: write_record(directory / "complete.json", record, life.claim.verify))
+    sealed = sealed_record(record, index, life)
+    life.insist(lambda: write_record(directory / "complete.json", sealed, life.claim.verify))
     seconds = desk.progress.end()
     desk.event("stage_end", stage=stage.name, seconds=seconds, units=len(plan.units), ranks=costs)
 

@@ -19,6 +19,8 @@ from typing import Any, Final
 import hpc
 from hpc.errors import CorruptFileError, RunDirError
 from hpc.rundir import FORMAT, RunDir
+from hpc.store.origin import refuse_other_origin
+from hpc.store.reading import names_in
 from hpc.store.records import read_record, write_record
 
 _ATTEMPT_FILE: Final = re.compile(r"(?:damaged-)?(?:seg|begun)-(\d+)-.*")
@@ -67,6 +69,8 @@ def record_attempt(run: RunDir, config_hash: str, size: int, threads: int) -> in
             "the file is damaged); restore it, or start a new run with the same command and another run.dir"
         )
         raise RunDirError(msg)
+    if not before:
+        refuse_other_origin(run.path / "checkpoints", config_hash)
     number = 1 + max([len(before), *(int(n) for n in _numbers(run))])
     attempts = [*before, {"number": number, **_attempt(config_hash, size, threads)}]
     write_record(
@@ -83,10 +87,12 @@ def record_attempt(run: RunDir, config_hash: str, size: int, threads: int) -> in
 
 def _numbers(run: RunDir) -> Iterator[str]:
     """Yield the attempts' numbers in file names such as ``seg-0002-00000-000001.h5``."""
-    for path in (run.path / "checkpoints").glob("*/*-*"):
-        match = _ATTEMPT_FILE.fullmatch(path.name)
-        if match:
-            yield match[1]
+    checkpoints = run.path / "checkpoints"
+    for stage in names_in(checkpoints):
+        for name in names_in(checkpoints / stage, "*-*"):
+            match = _ATTEMPT_FILE.fullmatch(name)
+            if match:
+                yield match[1]
 
 
 def _attempt(config_hash: str, size: int, threads: int) -> dict[str, Any]:

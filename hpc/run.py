@@ -28,6 +28,7 @@ from hpc.loops import run_loop
 from hpc.maps import run_map
 from hpc.provenance import record_attempt
 from hpc.ranks import MpiRanks, Ranks
+from hpc.results import harmed_stages
 from hpc.rundir import RunDir, config_hash
 from hpc.settings import Settings
 from hpc.stop import StopFlag, listen
@@ -199,6 +200,9 @@ def _stages(job: Job, life: Life) -> int:
     with life.ctx.timed("setup"):
         job.setup(life.ctx)
     _check_threads(life)
+    life.stages = tuple(stage.name for stage in stages)
+    if life.attempt > 1:
+        life.again = harmed_stages(stages, life)
     for index, stage in enumerate(stages):
         life.here.stage = stage.name
         if life.agree_to_stop():

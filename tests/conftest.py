@@ -93,7 +93,9 @@ def rank_environment(ranks: int) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "TESSERA_RANKS": str(ranks)}
 
 
-def start_toy(path: Path, ranks: int = 1, *, threads=1, checkpoint=None, engine=None, **options) -> subprocess.Popen:
+def start_toy(
+    path: Path, ranks: int = 1, *, threads=1, checkpoint=None, engine=None, seed=5, **options
+) -> subprocess.Popen:
     """Start the toy workload's ranks on a prepared run directory."""
     from hpc.rundir import RunDir
 
@@ -103,7 +105,7 @@ def start_toy(path: Path, ranks: int = 1, *, threads=1, checkpoint=None, engine=
         "cluster": {"ranks": ranks, "threads_per_process": threads},
         "checkpoint": checkpoint or {},
         "engine": {"heartbeat": 0.1, **(engine or {})},
-        "seed": 5,
+        "seed": seed,
     }
     RunDir.prepare(path, config)
     with output_of(path).open("w") as output:

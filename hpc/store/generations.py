@@ -21,7 +21,7 @@ from hpc.store.atomic import read_hdf5, sha256, write_hdf5
 from hpc.store.faults import reached
 from hpc.store.plain import parse_json
 from hpc.store.reading import content_of, is_refusal, names_in
-from hpc.store.records import unsealed, write_record
+from hpc.store.records import read_record, unsealed, write_record
 
 SCHEMA: Final = 1
 
@@ -40,12 +40,15 @@ class Restored:
         Why newer generations were passed over, one sentence each.
     damaged
         Their commit records.
+    config_hash
+        Of the configuration it was computed with; "" if it does not say.
     """
 
     number: int = 0
     state: dict[str, NDArray[Any]] | None = None
     fallbacks: list[str] = field(default_factory=list)
     damaged: list[Path] = field(default_factory=list)
+    config_hash: str = ""
 
 
 def save_generation(
@@ -102,7 +105,8 @@ def load_newest(directory: Path) -> Restored:
             fallbacks.append(str(error))
             damaged.append(record_path)
             continue
-        return Restored(number, state, fallbacks, damaged)
+        origin = str((read_record(record_path) or {}).get("config_hash", ""))
+        return Restored(number, state, fallbacks, damaged, origin)
     return Restored(fallbacks=fallbacks, damaged=damaged)
 
 

@@ -44,7 +44,13 @@ class Finished:
         return sum(np.asarray(a).nbytes for a in self.arrays.values())
 
 
-def write_segment(path: Path, stage: str, units: Sequence[Finished], check: Callable[[], None] = lambda: None) -> None:
+def write_segment(
+    path: Path,
+    stage: str,
+    units: Sequence[Finished],
+    check: Callable[[], None] = lambda: None,
+    config_hash: str = "",
+) -> None:
     """Write finished units as one segment file; see `hpc.store.atomic.write_hdf5` for ``check`` and errors."""
     columns: dict[tuple[str, str, int], list[tuple[int, NDArray[Any]]]] = {}
     for number, unit in enumerate(units):
@@ -64,7 +70,8 @@ def write_segment(path: Path, stage: str, units: Sequence[Finished], check: Call
         arrays[f"columns/{i:05d}/unit"] = np.array([n for n, _ in members], np.int64)
         shapes = np.array([a.shape for _, a in members], np.int64)
         arrays[f"columns/{i:05d}/shape"] = shapes.reshape(len(members), ndim)
-    write_hdf5(path, arrays, {"schema": SCHEMA, "kind": "segment", "stage": stage, "columns": names}, check)
+    facts = {"schema": SCHEMA, "kind": "segment", "stage": stage, "columns": names, "config_hash": config_hash}
+    write_hdf5(path, arrays, facts, check)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,22 +179,26 @@ class Scan:
         Keys found in more than one segment.
     damaged
         Why each unreadable segment cannot be read, by file name; its units count as not done.
+    origins
+        A file name by the hash of the configuration it was computed with; "" for older ones, which do not say.
     """
 
     home: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     doubled: list[str] = field(default_factory=list)
     damaged: dict[str, str] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The keys of one segment and the seconds each unit took, or why it cannot be read."""
+    """The keys of one segment, the seconds each unit took and the configuration's hash, or why it cannot be read."""
 
     name: str
     keys: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     damage: str = ""
+    config_hash: str = ""
 
 
 def segment_names(directory: Path) -> list[str]:
@@ -212,7 +223,7 @@ def list_segment(path: Path, *, whole: bool = False) -> Listing:
                 _read_all(group)
     except CorruptFileError as error:
         return Listing(path.name, damage=str(error))
-    return Listing(path.name, keys, seconds)
+    return Listing(path.name, keys, seconds, config_hash=str(attributes.get("config_hash", "")))
 
 
 def united(listings: Iterable[Listing]) -> Scan:
@@ -221,6 +232,8 @@ def united(listings: Iterable[Listing]) -> Scan:
     for listing in sorted(listings, key=lambda each: each.name):
         if listing.damage:
             found.damaged[listing.name] = listing.damage
+        else:
+            found.origins.setdefault(listing.config_hash, listing.name)
         for key, took in zip(listing.keys, listing.seconds, strict=True):
             if key in found.home:
                 found.doubled.append(key)

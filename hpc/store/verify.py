@@ -6,7 +6,8 @@ system does not give out now is called so; nothing is said of its content.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,8 @@ from hpc.store.journal import deaths, entries, journal_names
 from hpc.store.lock import is_held, read_owner
 from hpc.store.reading import content_of, is_refusal, names_in
 from hpc.store.records import read_keyed, read_record
-from hpc.store.segments import read_whole
+from hpc.store.sealing import harm, in_force
+from hpc.store.segments import list_segment, read_whole
 from hpc.watch.events import scan_events
 
 Status = Literal["ok", "note", "bad", "unread"]
@@ -69,9 +71,38 @@ def verify_run(run: RunDir) -> Iterator[Verdict]:
     except OSError as error:
         yield _unread("checkpoints", error)
         return
+    expected = _expected_hash(run)
     for directory in folders:
         if directory.is_dir():
-            yield from _Stage(run, directory, working).verdicts()
+            yield from _Stage(run, directory, working, expected).verdicts()
+    yield from _results(run, folders, working=working)
+
+
+def _expected_hash(run: RunDir) -> str:
+    """Return the hash of the configuration, "" if there is none that can be read."""
+    try:
+        config = run.load_config()
+    except (RunDirError, UnreadableError):
+        return ""
+    return config_hash({"job": config["job"], "seed": config.get("seed", 0)})
+
+
+def _results(run: RunDir, folders: Sequence[Path], *, working: bool) -> Iterator[Verdict]:
+    """Compare the results with the seals of the stages that wrote them."""
+    records: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        with suppress(OSError, CorruptFileError):  # said of the stage
+            records[folder.name] = read_record(folder / "complete.json") or {}
+    folders = [folder for folder in folders if folder.name in records]
+    order = sorted(folders, key=lambda folder: int(records[folder.name].get("index", 0)))
+    for file in in_force({folder.name: records[folder.name].get("results", {}) for folder in order}):
+        try:
+            wrong = harm(run.results, file)
+        except OSError as error:
+            yield _unread(f"results/{file.name}", error)
+            continue
+        text = f"{wrong}; a resume makes it again" if wrong else f"as stage {file.stage} wrote it"
+        yield Verdict(f"results/{file.name}", "ok" if not wrong else "note" if working else "bad", text)
 
 
 def _unread(subject: str, error: OSError | UnreadableError) -> Verdict:
@@ -169,6 +200,7 @@ class _Stage:
     run: RunDir
     directory: Path
     working: bool
+    config_hash: str
     home: dict[str, str] = field(default_factory=dict)
     quarantine: set[str] = field(default_factory=set)
     damaged: list[Path] = field(default_factory=list)
@@ -235,6 +267,9 @@ class _Stage:
             keys, nbytes = read_whole(path)
         except CorruptFileError as error:
             return self._of(path, "bad", f"{error}; its units will be run again")
+        origin = list_segment(path).config_hash
+        if origin and self.config_hash and origin != self.config_hash:
+            return self._of(path, "bad", "was computed with another configuration; a resume refuses to mix the two")
         doubled = [key for key in keys if self.home.setdefault(key, path.name) != path.name]
         text = f"{_count(len(keys), 'unit')}, {nbytes / 2**20:.2f} MiB"
         if doubled:

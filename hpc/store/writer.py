@@ -78,6 +78,8 @@ class Writer:
         Called before each file is put in its place; what it raises, other than OSError, ends the writer.
     writers
         How many write into the folder.
+    config_hash
+        Of the configuration, stored in every segment.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Writer:
         warn: Callable[[str], None],
         check: Callable[[], None] = lambda: None,
         writers: int = 1,
+        config_hash: str = "",
     ) -> None:
         self._directory = directory
         self._stage = stage
@@ -97,6 +100,7 @@ class Writer:
         self._settings = settings
         self._warn = warn
         self._check = check
+        self._config_hash = config_hash
         # A quarter is for packing a batch into columns, which takes a copy of it.
         self._limit = (settings.max_pending_mb << 20) * 3 // 4
         self._batch = (settings.max_pending_mb << 20) // 4
@@ -267,7 +271,8 @@ class Writer:
         if isinstance(job, Snapshot):
             save_generation(self._directory, job.number, job.arrays, job.facts, self._settings.keep, self._check)
         else:
-            write_segment(self._directory / f"{self._prefix}-{self._number:06d}.h5", self._stage, job, self._check)
+            path = self._directory / f"{self._prefix}-{self._number:06d}.h5"
+            write_segment(path, self._stage, job, self._check, self._config_hash)
 
     def _done(self, job: list[Finished] | Snapshot, seconds: float) -> None:
         with self._changed:

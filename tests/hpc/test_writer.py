@@ -100,10 +100,10 @@ def test_back_pressure_bounds_what_is_pending(make, monkeypatch):
     seen = []
     real = segments.write_segment
 
-    def slow(path, stage, units, check):
+    def slow(path, stage, units, *rest):
         time.sleep(0.05)
         seen.append(sum(u.nbytes for u in units))
-        real(path, stage, units, check)
+        real(path, stage, units, *rest)
 
     monkeypatch.setattr(writer, "write_segment", slow)
     book = make(every=1000.0, max_pending_mb=1)
@@ -122,10 +122,10 @@ def test_back_pressure_bounds_what_is_pending(make, monkeypatch):
 def test_a_failing_disk_is_retried_while_the_rank_computes(make, tmp_path, monkeypatch, code):
     real, failures = segments.write_segment, [OSError(code, "no"), OSError(code, "no")]
 
-    def failing(path, stage, units, check):
+    def failing(path, stage, units, *rest):
         if failures:
             raise failures.pop()
-        real(path, stage, units, check)
+        real(path, stage, units, *rest)
 
     monkeypatch.setattr(writer, "write_segment", failing)
     monkeypatch.setattr(writer, "_FIRST_PAUSE", 0.01)
