@@ -140,11 +140,11 @@ def main(arguments: list[str]) -> int:
             _leave_word(run, verdict.reason)
         _say(f"the job does not come back: {verdict.reason}")
         return 0
+    # Said before it is done: SLURM may end this shell before scontrol has answered.
+    events.emit("requeue", reason=verdict.reason, restarts=restarts)
+    _say(f"the job comes back: {verdict.reason}")
     problem = _requeue()
-    if problem is None:
-        events.emit("requeue", reason=verdict.reason, restarts=restarts)
-        _say(f"the job comes back: {verdict.reason}")
-    else:
+    if problem is not None:
         events.emit("warning", text=f"the job could not be requeued: {problem}")
         _say(f"the job could not be requeued ({problem}); go on with: tessera resume {run.path}")
     return 0
