@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from hpc.doubt import PROBES, Doubt
+from hpc.ending import EngineThread
 from hpc.quarantine import Quarantine, UnitFailure
 from hpc.schedule import Grant, Queue
 from hpc.stop import Wish
 from hpc.watch.events import Events
-from hpc.watch.progress import Progress, Pulse
+from hpc.watch.progress import Progress, Pulse, State
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -69,6 +69,8 @@ class Desk:
         The units of the current stage that were given up.
     hopeless
         The units that failed, if everything does and the stage was stopped for that; none of them is in quarantine.
+    over
+        Whether the books are closed: what is asked for after that changes nothing any more.
     """
 
     progress: Progress
@@ -76,6 +78,7 @@ class Desk:
     wish: Wish = field(default="", init=False)
     quarantine: Quarantine = field(default_factory=Quarantine, init=False)
     hopeless: tuple[UnitFailure, ...] = field(default=(), init=False)
+    over: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -122,8 +125,14 @@ class Desk:
         """Add a record to ``events.jsonl``."""
         self.events.emit(name, **facts)
 
+    def close_books(self, state: State) -> None:
+        """Write down how the attempt ended; a signal that comes later must not undo it."""
+        with self._lock:
+            self.over = True
+            self.progress.state = state
+
     def _note(self, wish: Wish) -> None:
-        if wish and self.wish != "stop":
+        if wish and self.wish != "stop" and not self.over:
             if not self.wish:
                 self.progress.state = "stopping"
                 self.events.emit("stop", wish=wish)
@@ -150,13 +159,11 @@ class Desk:
 class DeskThread:
     """Answers the other ranks' messages until it is closed."""
 
-    def __init__(self, desk: Desk, comm: MPI.Intracomm, on_error: Callable[[BaseException], None]) -> None:
+    def __init__(self, desk: Desk, comm: MPI.Intracomm) -> None:
         self._desk = desk
         self._comm = comm
-        self._on_error = on_error
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._serve, name="desk", daemon=True)
-        self._thread.start()
+        self._thread = EngineThread("desk", self._serve)
 
     def close(self) -> None:
         """Answer what has arrived and end; call it after a barrier."""
@@ -168,18 +175,15 @@ class DeskThread:
 
         status = MPI.Status()
         pause = _IDLE / 16
-        try:
-            while True:
-                if self._comm.Iprobe(MPI.ANY_SOURCE, _REQUEST, status):
-                    self._handle(status.Get_source())
-                    pause = _IDLE / 16
-                elif self._closing.is_set():
-                    return
-                else:
-                    time.sleep(pause)
-                    pause = min(2 * pause, _IDLE)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the job cannot go on without its desk
-            self._on_error(error)
+        while True:
+            if self._comm.Iprobe(MPI.ANY_SOURCE, _REQUEST, status):
+                self._handle(status.Get_source())
+                pause = _IDLE / 16
+            elif self._closing.is_set():
+                return
+            else:
+                time.sleep(pause)
+                pause = min(2 * pause, _IDLE)
 
     def _handle(self, source: int) -> None:
         from mpi4py import MPI

@@ -15,6 +15,7 @@ import threading
 from typing import Final
 
 from hpc.desk import RemoteDesk
+from hpc.ending import EngineThread
 from hpc.life import Life
 
 _LOOK: Final = 0.5
@@ -53,7 +54,7 @@ class Fence:
         self._seconds = seconds
         self._end = threading.Event()
         if isinstance(life.source, RemoteDesk):
-            threading.Thread(target=self._watch, args=(life.source,), name="fence", daemon=True).start()
+            EngineThread("fence", self._watch, life.source)
 
     def close(self) -> None:
         """Stop watching."""

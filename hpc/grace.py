@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+from hpc.ending import EngineThread
 from hpc.life import Life
 
 _FAREWELL: Final = 1.0
@@ -34,7 +35,7 @@ class Grace:
         self._life = life
         self._give_up_lock = give_up_lock
         self._left = threading.Event()
-        threading.Thread(target=self._watch, name="grace", daemon=True).start()
+        EngineThread("grace", self._watch)
 
     def close(self) -> None:
         """Stop watching: the rank has left its stages by itself."""

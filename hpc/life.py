@@ -15,6 +15,7 @@ from typing import Any, Final, NoReturn
 
 from hpc.context import Context
 from hpc.desk import Desk, RemoteDesk, WorkSource
+from hpc.ending import EngineThread
 from hpc.errors import EXIT_COME_BACK, EXIT_TOLD_TO_STOP, CorruptFileError, LockLostError
 from hpc.process import Process
 from hpc.ranks import Ranks
@@ -37,7 +38,9 @@ _PULSES: Final = 500.0
 _SHARE: Final = 0.05
 """Of its time the heartbeat may spend on writing the progress file."""
 _LONGEST: Final = 20.0
-"""Seconds between two beats at most where a beat takes long: the lock must not look abandoned."""
+"""Seconds between two beats at most: the lock must not look abandoned."""
+_FIRST: Final = 0.5
+"""Seconds to the first beat, each pause twice the one before until it is ``engine.heartbeat``: somebody may watch."""
 
 
 def pulse_seconds(usual: float, ranks: int) -> float:
@@ -192,8 +195,7 @@ class Heartbeat:
         self._also = also
         self._end = threading.Event()
         self._life.source.pulse(life.pulse(), life.stop.wish)
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._thread.start()
+        self._thread = EngineThread("heartbeat", self._beat)
 
     def close(self) -> None:
         """Beat once more and end."""
@@ -203,13 +205,17 @@ class Heartbeat:
             self._life.source.settle(10)
 
     def _beat(self) -> None:
-        ended, pause = False, self._seconds
+        ended, usual = False, min(self._seconds, _FIRST)
+        pause = usual
         while not ended:
             ended = self._end.wait(pause)
             start = time.monotonic()
             self._life.source.pulse(self._life.pulse(), self._life.stop.wish)
             self._also()
-            pause = pause_after(self._seconds, time.monotonic() - start)
+            if self._life.saving is not None and not ended:
+                self._life.saving.check()  # a unit may take hours: a rank that cannot save must not compute on
+            usual = min(2 * usual, self._seconds)
+            pause = pause_after(min(usual, _LONGEST), time.monotonic() - start)
 
 
 def _rss_mb() -> float:

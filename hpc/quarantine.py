@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from hpc.ending import EngineThread
 from hpc.errors import LockLostError
 from hpc.store.records import write_keyed
 
@@ -63,7 +64,7 @@ class Quarantine:
         self._writing = threading.Lock()
         self._changed = threading.Event()
         self._closing = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread: EngineThread | None = None
         self._units = dict(units or {})
 
     @property
@@ -78,8 +79,7 @@ class Quarantine:
             self._units[failure.key] = failure
         self._changed.set()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._keep, name="quarantine", daemon=True)
-            self._thread.start()
+            self._thread = EngineThread("quarantine", self._keep)
 
     def withdraw(self, keys: Iterable[str]) -> None:
         """Take units out of it again; `save` makes that durable."""

@@ -11,22 +11,48 @@ import logging
 import os
 import socket
 import sys
+import threading
 import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from hpc import threads
-from hpc.errors import EXIT_BAD_INPUT, EXIT_FAILED, LockedError, RunDirError, TesseraError, UnreadableError
+from hpc.ending import end_on_exceptions, end_process
+from hpc.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_COME_BACK,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_QUARANTINED,
+    EXIT_TOLD_TO_STOP,
+    LockedError,
+    RunDirError,
+    TesseraError,
+    UnreadableError,
+)
 from hpc.stop import StopFlag, listen
 from hpc.whereabouts import Whereabouts, this_stay
 
 if TYPE_CHECKING:
     from hpc.ranks import Ranks
 
+_failing = threading.Lock()
+
 _CONFIG_PAUSES: Final = (0.2, 0.4, 0.8, 1.6, 2, 2, 2, 2, 2)
 """Seconds between tries to read a configuration that cannot be read now; how long to wait for others it says itself."""
+
+
+def live(arguments: list[str] | None = None) -> NoReturn:
+    """Be a rank, and end this process with its exit code.
+
+    A rank that has come to a good end has no threads left. One that has failed may have, and ends without waiting.
+    """
+    code = main(arguments)
+    if code in {EXIT_DONE, EXIT_QUARANTINED, EXIT_COME_BACK, EXIT_TOLD_TO_STOP}:
+        sys.exit(code)
+    end_process(code)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,9 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write("usage: python -m hpc.rank RUN\n")
         return EXIT_BAD_INPUT
     path = Path(arguments[0]).absolute()
-    ranks = None
+    ranks: Ranks | None = None
     here = Whereabouts()
     flag = StopFlag()
+    end_on_exceptions(lambda error: end_process(_fail(path, ranks, error, here)))
     try:
         listen(flag)  # before anything that takes time: a signal must not kill a rank that is still importing
         config, problem = _config(path)
@@ -101,6 +128,8 @@ def _log_to(path: Path) -> None:
 
 
 def _fail(path: Path, ranks: Ranks | None, error: BaseException, here: Whereabouts) -> int:
+    """Leave word of a failure and end the other ranks; return the exit code if there are none."""
+    _failing.acquire()  # once: what fails in another thread meanwhile, or in this one's wake, is not the cause
     code = error.exit_code if isinstance(error, TesseraError) else EXIT_FAILED
     number = ranks.rank if ranks is not None else int(os.environ.get("PMI_RANK", os.environ.get("SLURM_PROCID", "0")))
     record = {
@@ -141,4 +170,4 @@ def _leave_record(path: Path, record: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    live()

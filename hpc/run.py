@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from hpc import threads
@@ -40,8 +41,8 @@ from hpc.watch.events import Events
 from hpc.watch.progress import Progress, State
 from hpc.whereabouts import Whereabouts
 
-_SCREEN: Final = 0.5
-"""Seconds between two states of the progress file: what a watching person sees as live."""
+_LAST_SAVE: Final = 5.0
+"""Seconds a failing rank tries to save what it has finished; the others wait for nothing but the end."""
 
 
 def run_job(
@@ -82,15 +83,17 @@ def run_job(
         flag = StopFlag()
         listen(flag)
     lock, claim = _lock(run, ranks, flag)
+    life = None
     try:
         life = _begin(run, settings, ranks, budget, flag, here, claim)
         desk_thread = _desk_thread(life)
         beat = pulse_seconds(settings.engine.heartbeat, ranks.size)
-        heart = Heartbeat(life, min(settings.engine.heartbeat, _SCREEN) if life.desk else beat, _chores(life, lock))
+        heart = Heartbeat(life, settings.engine.heartbeat if life.desk else beat, _chores(life, lock))
         fence = Fence(life, patience(settings.engine.heartbeat, beat))
         grace = Grace(life, lock.release if lock is not None else lambda: None)
-        code = _stages(job, life)
+        finished = _stages(job, life)
         grace.close()
+        code = _finish(job, life) if finished else _end(life, "stopped", life.stop_code())
         ranks.barrier()
         heart.close()
         ranks.barrier()
@@ -99,6 +102,9 @@ def run_job(
             desk_thread.close()
         if life.desk is not None:
             life.desk.progress.write()
+    except Exception:
+        _save_what_is_finished(life)
+        raise
     finally:
         if lock is not None:
             lock.release()
@@ -165,12 +171,7 @@ def _begin(
 def _desk_thread(life: Life) -> DeskThread | None:
     if life.desk is None or not isinstance(life.ranks, MpiRanks):
         return None
-
-    def give_up(error: BaseException) -> None:
-        life.log.critical("the desk failed: %r", error, exc_info=error)
-        life.ranks.abort(1)
-
-    return DeskThread(life.desk, life.ranks.comm, give_up)
+    return DeskThread(life.desk, life.ranks.comm)
 
 
 def _chores(life: Life, lock: RunLock | None) -> Any:
@@ -190,8 +191,14 @@ def _chores(life: Life, lock: RunLock | None) -> Any:
     return chores
 
 
-def _stages(job: Job, life: Life) -> int:
-    """Set the job up and run its stages in order; return the exit code."""
+def _save_what_is_finished(life: Life | None) -> None:
+    if life is not None and life.saving is not None:
+        with suppress(Exception):  # what ends the run may be that it cannot be saved
+            life.saving.drain(_LAST_SAVE)
+
+
+def _stages(job: Job, life: Life) -> bool:
+    """Set the job up and run its stages in order; return whether all were finished."""
     stages = stages_of(job)
     if life.desk:
         life.desk.progress.plan([(s.name, "map" if isinstance(s, Map) else "loop") for s in stages])
@@ -206,11 +213,16 @@ def _stages(job: Job, life: Life) -> int:
     for index, stage in enumerate(stages):
         life.here.stage = stage.name
         if life.agree_to_stop():
-            return _end(life, "stopped", life.stop_code())
+            return False
         with life.ctx.timed(stage.name):
             finished = run_map(stage, index, life) if isinstance(stage, Map) else run_loop(stage, index, life)
         if not finished:
-            return _end(life, "stopped", life.stop_code())
+            return False
+    return True
+
+
+def _finish(job: Job, life: Life) -> int:
+    """Say how a run that has all its results ended, and draw them; return the exit code. Collective."""
     life.here.stage = "report"
     _collect_timings(life)
     quarantined = bool(life.ranks.bcast(life.desk.progress.quarantined > 0 if life.desk else None))
@@ -250,7 +262,7 @@ def _collect_timings(life: Life) -> None:
 def _end(life: Life, state: State, code: int) -> int:
     """Close the books of this attempt."""
     if life.desk:
-        life.desk.progress.state = state
+        life.desk.close_books(state)
         life.desk.event("run_end", state=state, exit_code=code)
         life.desk.progress.write()
     return code

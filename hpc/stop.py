@@ -13,6 +13,8 @@ import threading
 from types import FrameType
 from typing import Final, Literal
 
+from hpc.ending import EngineThread
+
 Wish = Literal["", "stop", "requeue"]
 
 _WISHES: Final[dict[int, Wish]] = {
@@ -58,4 +60,4 @@ def listen(flag: StopFlag) -> None:
                 if wish := _WISHES.get(byte[0]):
                     flag.request(wish)
 
-    threading.Thread(target=watch, name="signals", daemon=True).start()
+    EngineThread("signals", watch)

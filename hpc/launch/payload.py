@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -21,6 +20,6 @@ class Payload:
 
     def __call__(self) -> NoReturn:
         """Become a rank; leave with its exit code, which submitit would replace by 0 if it were returned."""
-        from hpc.rank import main
+        from hpc.rank import live
 
-        sys.exit(main([self.run]))
+        live([self.run])

@@ -174,8 +174,18 @@ class Writer:
         with self._changed:
             self._hand_over()
 
-    def drain(self) -> None:
+    def check(self) -> None:
+        """Raise what the writer thread failed with, if it did."""
+        with self._changed:
+            self._raise_error()
+
+    def drain(self, seconds: float | None = None) -> None:
         """Wait until everything is durable.
+
+        Parameters
+        ----------
+        seconds
+            At most so long; None waits for ``checkpoint.deadline``.
 
         Raises
         ------
@@ -183,10 +193,11 @@ class Writer:
             If the file system refused until ``checkpoint.deadline`` seconds had passed.
         """
         start = time.monotonic()
+        limit = self._settings.deadline if seconds is None else seconds
         with self._changed:
             self._hand_over()
             while self._error is None and (self._busy or self._batches or self._states.pending):
-                left = start + self._settings.deadline - time.monotonic()
+                left = start + limit - time.monotonic()
                 if left <= 0:
                     msg = (
                         f"{self._directory}: the last results could not be made durable within "

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from hpc.store.atomic import replace_json
 from hpc.whereabouts import this_stay
@@ -98,7 +98,7 @@ class Progress:
 
     def reach(self, done: int, total: int, figures: Mapping[str, float | str]) -> None:
         """Say how many steps of how many expected ones the current loop has made, and what it says of its state."""
-        known = {k: v for k, v in figures.items() if isinstance(v, str) or math.isfinite(v)}  # JSON has no NaN
+        known = {k: _plain(v) for k, v in figures.items() if isinstance(v, str) or math.isfinite(v)}  # JSON has no NaN
         with self._lock:
             stage = self.stages[self._current]
             stage.total, stage.figures = total, known
@@ -178,3 +178,9 @@ class Progress:
         if not stage.total:  # a loop that cannot know
             return rate, None
         return rate, max(0, stage.total - stage.done - stage.quarantined) / rate
+
+
+def _plain(figure: float | str) -> float | str:
+    """Return a number of numpy, which JSON does not take, as one of Python."""
+    item = getattr(figure, "item", None)
+    return figure if item is None else cast("float", item())

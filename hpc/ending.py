@@ -1,0 +1,54 @@
+"""How the process of a rank ends when something went wrong, and how a thread of the engine makes it end.
+
+The order: what this rank has finished is saved, for a few seconds at most; the lock is given up; the record of who
+failed, where and why is left; all ranks are ended by MPI_Abort. Where it is a thread of the engine that fails, the
+first two are left out. A process that has failed is never left to the interpreter's own end, which stops the writer's
+thread in the middle of HDF5 and then waits for it for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NoReturn
+
+
+class EngineThread(threading.Thread):
+    """A thread of the engine, started at once; an exception in it ends the run, see `end_on_exceptions`.
+
+    Parameters
+    ----------
+    name
+        Shown in the drawing of docs/architecture.md, and in messages.
+    target
+        What it does.
+    """
+
+    def __init__(self, name: str, target: Callable[..., None], *arguments: Any) -> None:
+        super().__init__(name=name, target=target, args=arguments, daemon=True)
+        self.start()
+
+
+def end_on_exceptions(end: Callable[[BaseException], None]) -> None:
+    """Call ``end`` with any exception that leaves a thread of the engine; others are reported as ever."""
+    usual = threading.excepthook
+
+    def hook(raised: threading.ExceptHookArgs) -> None:
+        if isinstance(raised.thread, EngineThread) and raised.exc_value is not None:
+            raised.exc_value.add_note(f"raised in the thread {raised.thread.name!r} of the engine")
+            end(raised.exc_value)
+        else:
+            usual(raised)
+
+    threading.excepthook = hook
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process now, whatever its threads are in the middle of."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(code)
