@@ -56,6 +56,10 @@ class LockLostError(LockedError):
     """Another process has taken the run over from this one, which must not write any more."""
 
 
+class OtherKernelsError(RunDirError):
+    """The run would go on with other kernels of the numeric libraries, which was to be refused."""
+
+
 class LaunchError(TesseraError):
     """The ranks could not be started as asked."""
 

@@ -172,6 +172,14 @@ class Job(ABC):
         """Load the inputs. Collective, called on every rank at every start, resumes included."""
         del ctx
 
+    def kernels(self) -> Mapping[str, str]:
+        """Return which code of its own the job runs, by part, where that depends on the machine: ``{"sums": "v3"}``.
+
+        A run whose attempts differ in it says that its bits may differ. Code that has a choice follows the environment
+        variable that `hpc.kernels.LEVEL` names.
+        """
+        return {}
+
     @abstractmethod
     def stages(self) -> Sequence[Stage]:
         """Return the stages in the order in which they run."""

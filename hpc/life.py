@@ -17,6 +17,7 @@ from hpc.context import Context
 from hpc.desk import Desk, RemoteDesk, WorkSource
 from hpc.ending import EngineThread
 from hpc.errors import EXIT_COME_BACK, EXIT_TOLD_TO_STOP, CorruptFileError, LockLostError
+from hpc.kernels import Kernels, as_they_are
 from hpc.process import Process
 from hpc.ranks import Ranks
 from hpc.rundir import RunDir
@@ -67,6 +68,8 @@ class Life:
         Shows whether the run still belongs to this attempt.
     homes
         Segment file by unit key of every finished map.
+    kernels
+        What the numeric libraries were pinned to.
     stages
         Names of the job's stages, in order.
     again
@@ -90,6 +93,7 @@ class Life:
     here: Whereabouts
     claim: Claim
     homes: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    kernels: Kernels = field(default_factory=as_they_are)
     stages: tuple[str, ...] = ()
     again: frozenset[str] = frozenset()
     saving: Writer | None = None

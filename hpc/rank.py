@@ -1,7 +1,7 @@
 """One rank of a run: ``python -m hpc.rank RUN``, started by mpiexec, srun, or alone.
 
-The order matters: the thread budget before any numeric import, MPI before the workload, and whatever goes
-wrong ends *all* ranks within seconds with a record of who, where and why.
+The order matters: the thread budget and the ranks' agreement on kernels before any numeric import, MPI before the
+workload, and whatever goes wrong ends *all* ranks within seconds with a record of who, where and why.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from hpc.stop import StopFlag, listen
 from hpc.whereabouts import Whereabouts, this_stay
 
 if TYPE_CHECKING:
+    from hpc.kernels import Kernels
     from hpc.ranks import Ranks
 
 _failing = threading.Lock()
@@ -79,7 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
         if problem is not None:
             raise problem  # noqa: TRY301 - the ranks had to meet first
         _log_to(path / "logs" / f"rank-{ranks.rank:05d}.log")
-        code = _run(path, config, ranks, budget, here, flag)
+        kernels = _pin_kernels(path, config, ranks)
+        code = _run(path, config, ranks, budget, kernels, here, flag)
         ranks.leave()
     except BaseException as error:  # noqa: BLE001 - any way out of here must take the other ranks along
         return _fail(path, ranks, error, here)
@@ -104,7 +106,32 @@ def _config(path: Path) -> tuple[dict[str, Any], TesseraError | None]:
             return {}, error
 
 
-def _run(path: Path, config: dict[str, Any], ranks: Ranks, budget: int, here: Whereabouts, flag: StopFlag) -> int:
+def _pin_kernels(path: Path, config: dict[str, Any], ranks: Ranks) -> Kernels:
+    """Agree with all ranks on the kernels of the numeric libraries, none of which is loaded yet. Collective."""
+    from hpc import cpu
+    from hpc.kernel_record import first_of
+    from hpc.kernels import pin
+    from hpc.store.patience import read_patiently
+
+    levels = ranks.gather(cpu.level())
+    agreed = None
+    if levels is not None:
+        warn = logging.getLogger("tessera").warning
+        agreed = cpu.lowest(levels), read_patiently(lambda: first_of(path), sum(_CONFIG_PAUSES), warn)
+    agreed = ranks.bcast(agreed)
+    engine = config.get("engine")
+    return pin(str(engine.get("kernels", "auto")) if isinstance(engine, dict) else "auto", *agreed)
+
+
+def _run(
+    path: Path,
+    config: dict[str, Any],
+    ranks: Ranks,
+    budget: int,
+    kernels: Kernels,
+    here: Whereabouts,
+    flag: StopFlag,
+) -> int:
     from hpc.load import load_job
     from hpc.options import build
     from hpc.run import run_job
@@ -112,7 +139,7 @@ def _run(path: Path, config: dict[str, Any], ranks: Ranks, budget: int, here: Wh
     from hpc.settings import Settings
 
     settings = build(Settings, config, "config")
-    return run_job(load_job(settings.job), RunDir(path), settings, ranks, budget, here, flag)
+    return run_job(load_job(settings.job), RunDir(path), settings, ranks, budget, here, flag, kernels)
 
 
 def _log_to(path: Path) -> None:

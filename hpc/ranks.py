@@ -10,18 +10,16 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
-
-import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeAlias, TypeVar
 
 from hpc import leftovers
 from hpc.errors import LaunchError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the ranks meet before numpy may be loaded, see hpc/kernels.py
     from mpi4py import MPI
+    from numpy.typing import DTypeLike, NDArray
 
-Fill = Callable[[NDArray[Any], int, int], None]
+Fill: TypeAlias = "Callable[[NDArray[Any], int, int], None]"
 T = TypeVar("T")
 
 _LAUNCHER_SIGNS: Final = ("PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS")
@@ -103,6 +101,8 @@ class SerialRanks:
 
     def shared(self, shape: Sequence[int], dtype: DTypeLike, fill: Fill) -> NDArray[Any]:
         """Return an ordinary array, filled in one part."""
+        import numpy as np
+
         array = np.zeros(tuple(shape), dtype)
         fill(array, 0, 1)
         array.flags.writeable = False
@@ -180,6 +180,8 @@ class MpiRanks:
 
     def bcast_arrays(self, arrays: dict[str, NDArray[Any]] | None) -> dict[str, NDArray[Any]]:
         """Broadcast names, types and shapes first, then each array's bytes in pieces below MPI's 2 GiB limit."""
+        import numpy as np
+
         heads = [(k, v.dtype.str, v.shape) for k, v in arrays.items()] if arrays is not None else None
         result = {}
         for name, dtype, shape in self.bcast(heads):
@@ -195,6 +197,7 @@ class MpiRanks:
 
     def shared(self, shape: Sequence[int], dtype: DTypeLike, fill: Fill) -> NDArray[Any]:
         """Allocate an MPI shared-memory window on each node and let its ranks fill it."""
+        import numpy as np
         from mpi4py import MPI
 
         dtype = np.dtype(dtype)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-from hpc import threads
+from hpc import cpu, threads
 from hpc.context import Context
 from hpc.desk import Desk, DeskThread, RemoteDesk
 from hpc.device import device_of
@@ -24,6 +25,8 @@ from hpc.errors import (
 from hpc.fence import Fence, patience
 from hpc.grace import Grace
 from hpc.job import Job, Map, stages_of
+from hpc.kernel_record import Found, first_of, note_attempt, refuse_lower
+from hpc.kernels import Kernels, as_they_are, loaded, unlike_asked
 from hpc.life import Heartbeat, Life, pulse_seconds
 from hpc.loops import run_loop
 from hpc.maps import run_map
@@ -53,6 +56,7 @@ def run_job(
     budget: int,
     here: Whereabouts,
     flag: StopFlag | None = None,
+    kernels: Kernels | None = None,
 ) -> int:
     """Run a job on all ranks. Collective.
 
@@ -72,6 +76,8 @@ def run_job(
         Kept up to date, so that the caller can say where this rank was if it fails.
     flag
         Already listening to the stop signals; None begins to listen now.
+    kernels
+        What the numeric libraries were pinned to; None if nothing was.
 
     Returns
     -------
@@ -85,7 +91,7 @@ def run_job(
     lock, claim = _lock(run, ranks, flag)
     life = None
     try:
-        life = _begin(run, settings, ranks, budget, flag, here, claim)
+        life = _begin(run, settings, ranks, budget, flag, here, claim, kernels or as_they_are())
         desk_thread = _desk_thread(life)
         beat = pulse_seconds(settings.engine.heartbeat, ranks.size)
         heart = Heartbeat(life, settings.engine.heartbeat if life.desk else beat, _chores(life, lock))
@@ -132,8 +138,16 @@ def _say(text: str) -> None:
 
 
 def _begin(
-    run: RunDir, settings: Settings, ranks: Ranks, budget: int, flag: StopFlag, here: Whereabouts, claim: Claim
+    run: RunDir,
+    settings: Settings,
+    ranks: Ranks,
+    budget: int,
+    flag: StopFlag,
+    here: Whereabouts,
+    claim: Claim,
+    kernels: Kernels,
 ) -> Life:
+    _refuse_lower(run, settings, ranks, kernels)
     digest = config_hash({"job": settings.job, "seed": settings.seed})
     attempt = 0
     if ranks.rank == 0:
@@ -164,8 +178,18 @@ def _begin(
         results_of=lambda stage: StoredResults(run.stage(stage), homes[stage], life.read),
         stopping=lambda: bool(flag),
     )
-    life = Life(run, settings, digest, ranks, ctx, source, desk, flag, attempt, log, here, claim, homes)
+    life = Life(run, settings, digest, ranks, ctx, source, desk, flag, attempt, log, here, claim, homes, kernels)
     return life
+
+
+def _refuse_lower(run: RunDir, settings: Settings, ranks: Ranks, kernels: Kernels) -> None:
+    """Refuse nodes that lack the kernels of the first attempt, if that was asked for. Collective."""
+    if settings.engine.other_kernels == "refuse":
+        cpus = ranks.gather((socket.gethostname(), cpu.level()))
+        if cpus is not None:
+            warn = logging.getLogger("tessera").warning
+            first = read_patiently(lambda: first_of(run.path), settings.checkpoint.deadline, warn)
+            refuse_lower(kernels, first, cpus)
 
 
 def _desk_thread(life: Life) -> DeskThread | None:
@@ -207,6 +231,7 @@ def _stages(job: Job, life: Life) -> bool:
     with life.ctx.timed("setup"):
         job.setup(life.ctx)
     _check_threads(life)
+    _check_kernels(job, life)
     life.stages = tuple(stage.name for stage in stages)
     if life.attempt > 1:
         life.again = harmed_stages(stages, life)
@@ -225,6 +250,7 @@ def _finish(job: Job, life: Life) -> int:
     """Say how a run that has all its results ended, and draw them; return the exit code. Collective."""
     life.here.stage = "report"
     _collect_timings(life)
+    _check_kernels(job, life)
     quarantined = bool(life.ranks.bcast(life.desk.progress.quarantined > 0 if life.desk else None))
     complaint = life.ranks.bcast(job.complaint(life.ctx) if life.desk else None)
     if complaint:
@@ -249,6 +275,21 @@ def _check_threads(life: Life) -> None:
             life.log.warning(complaint)
             life.desk.event("warning", text=complaint)
             life.desk.progress.message = complaint
+
+
+def _check_kernels(job: Job, life: Life) -> None:
+    """Record what the libraries that are loaded by now run, and say where bits may differ. Collective."""
+    libraries = loaded(life.kernels, job.kernels())
+    wrong = tuple(unlike_asked(life.kernels, libraries))
+    ranks = life.ranks.gather(Found(socket.gethostname(), cpu.level(), libraries, wrong))
+    if life.desk and ranks is not None:
+        refuse = life.settings.engine.other_kernels == "refuse"
+        told: list[str] = []
+        life.insist(lambda: told.extend(note_attempt(life.run.path, life.attempt, life.kernels, ranks, refuse=refuse)))
+        for text in told:
+            complaint = f"bits may differ within this run: {text}"
+            _say(complaint)
+            life.desk.event("warning", text=complaint)
 
 
 def _collect_timings(life: Life) -> None:

@@ -31,6 +31,8 @@ class EngineSettings:
     fail_fast: bool = False
     heartbeat: Annotated[float, Range(gt=0)] = 2.0
     grace: Annotated[float, Range(gt=0)] = 60.0
+    kernels: Literal["auto", "portable", "native"] = "auto"
+    other_kernels: Literal["go_on", "refuse"] = "go_on"
 
 
 @dataclass(frozen=True, slots=True)

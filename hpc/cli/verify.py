@@ -12,6 +12,7 @@ from rich.table import Table
 
 from hpc.cli.arguments import Parser
 from hpc.errors import EXIT_DONE, EXIT_FAILED
+from hpc.kernel_record import told
 from hpc.rundir import RunDir
 
 _STYLES: Final = {"ok": "green", "note": "yellow", "bad": "bold red", "unread": "magenta"}
@@ -34,5 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     said = [f"{counts['bad']} not sound; a resume does again what they held"] if counts["bad"] else []
     if counts["unread"]:
         said.append(f"{counts['unread']} cannot be read now; a resume waits for them, and stops if that does not end")
-    console.print("\n".join(said) or "all sound")
+    kernels = told(run.path)
+    sound = f"all sound, but {kernels}" if kernels else "all sound"
+    console.print("\n".join(said) or sound, markup=False)
     return EXIT_FAILED if said else EXIT_DONE

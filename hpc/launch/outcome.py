@@ -73,6 +73,8 @@ def _finished(ending: Ending, status: RunStatus) -> Text:
         text.append("done", style="bold green")
     if status.started is not None and status.updated is not None:
         text.append(f" in {duration(status.updated - status.started)}")
+    if status.kernels:
+        text.append(f"\n{status.kernels}", style="yellow")
     text.append(f"\nresults  {ending.run / 'results'}")
     report = ending.run / "report" / "index.html"
     if report.is_file():

@@ -97,7 +97,8 @@ def _header(status: RunStatus, view: RunView, provenance: Mapping[str, Any]) -> 
     }
     if status.quarantined:
         shown["quarantined"] = status.quarantined
-    message = f'<p class="warning">{escape(status.message)}</p>' if status.message else ""
+    messages = [text for text in (status.message, status.kernels) if text]
+    message = "".join(f'<p class="warning">{escape(text)}</p>' for text in messages)
     return (
         f'<header><h1>{escape(status.job)}{badge}</h1><div class="path">{escape(view.path)}</div>'
         f"{facts(shown)}</header>{message}"

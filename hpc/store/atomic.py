@@ -14,17 +14,17 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
-
-import h5py
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Final
 
 from hpc.errors import CorruptFileError
-from hpc.job import Arrays
 from hpc.store.faults import reached
-from hpc.store.guarded import existing_hdf5, new_hdf5
 from hpc.store.reading import is_refusal
+
+if TYPE_CHECKING:  # a rank takes its lock and reads records before numpy may be loaded, see hpc/kernels.py
+    import h5py
+    from numpy.typing import NDArray
+
+    from hpc.job import Arrays
 
 TEMPORARY: Final = ".tmp-"
 """Marks temporary names; anything holding it may be deleted when no process works in the directory."""
@@ -126,6 +126,9 @@ def write_hdf5(
     OSError
         If the file system does; nothing is left behind.
     """
+    import numpy as np
+
+    from hpc.store.guarded import new_hdf5
 
     def write(temporary: Path) -> None:
         with new_hdf5(temporary) as file:
@@ -148,6 +151,8 @@ def open_hdf5(path: Path) -> Iterator[tuple[h5py.Group, dict[str, Any]]]:
     OSError
         If the file system does not give it out now, which says nothing of its content.
     """
+    from hpc.store.guarded import existing_hdf5
+
     try:
         with existing_hdf5(path) as file:
             attributes = json.loads(file["attributes.json"][()].tobytes())
@@ -161,6 +166,8 @@ def open_hdf5(path: Path) -> Iterator[tuple[h5py.Group, dict[str, Any]]]:
 
 def read_array(dataset: h5py.Dataset) -> NDArray[Any]:
     """Return one dataset of `write_hdf5` as it was given, shape and text type included."""
+    import numpy as np
+
     array = dataset[()]
     if "text" in dataset.attrs:
         array = np.char.decode(array, "utf-8")
@@ -178,6 +185,8 @@ def read_hdf5(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     OSError
         If the file system does not give it out now.
     """
+    import h5py
+
     arrays: dict[str, NDArray[Any]] = {}
     with open_hdf5(path) as (group, attributes):
         if group:
@@ -199,6 +208,8 @@ def remove_temporaries(directory: Path) -> list[Path]:
 
 
 def _put(file: h5py.File, name: str, array: NDArray[Any], path: Path) -> None:
+    import numpy as np
+
     if array.dtype.hasobject:
         msg = f"array {name!r} holds Python objects; only numbers and text can be saved"
         raise TypeError(msg)

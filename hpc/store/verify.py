@@ -6,13 +6,15 @@ system does not give out now is called so; nothing is said of its content.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from hpc.errors import CorruptFileError, RunDirError, UnreadableError
+from hpc.kernel_record import NAME as KERNELS
+from hpc.kernel_record import other_kernels
 from hpc.rundir import RunDir, config_hash
 from hpc.store.atomic import TEMPORARY
 from hpc.store.generations import load_generation, load_newest
@@ -58,6 +60,7 @@ def verify_run(run: RunDir) -> Iterator[Verdict]:
     working = is_held(run.lock_file)
     yield _config(run)
     yield _provenance(run)
+    yield from _kernels(run)
     yield from _watched(run)
     yield from _lock(run, working=working)
     for path in sorted(p for p in run.path.rglob(f"*{TEMPORARY}*") if p.is_file()):
@@ -141,6 +144,39 @@ def _provenance(run: RunDir) -> Verdict:
     if record is None:
         return Verdict(name, "note", "missing; no attempt has begun, or it was removed")
     return Verdict(name, "ok", f"{_count(len(record['attempts']), 'attempt')}, tessera {record['version']}")
+
+
+def _kernels(run: RunDir) -> Iterator[Verdict]:
+    """Say which attempts ran other kernels than the first."""
+    try:
+        record = read_record(run.path / KERNELS)
+    except OSError as error:
+        yield _unread(KERNELS, error)
+        return
+    except CorruptFileError as error:
+        yield Verdict(KERNELS, "bad", f"{error}; with which kernels the attempts ran is not known")
+        return
+    if record is None:
+        return
+    others = _others(run)
+    pinned = "" if record["pinned"] else ", not pinned"
+    if not others:
+        yield Verdict(KERNELS, "ok", f"{record['level']}{pinned}, in {_count(len(record['attempts']), 'attempt')}")
+    for attempt, texts in sorted(others.items()):
+        yield Verdict(KERNELS, "note", f"bits may differ in what attempt {attempt} computed: {'; '.join(texts)}")
+
+
+def _others(run: RunDir) -> dict[int, list[str]]:
+    try:
+        return other_kernels(run.path)
+    except (OSError, CorruptFileError):
+        return {}
+
+
+def _computed_by(home: Mapping[str, str], attempts: Iterable[int]) -> list[str]:
+    """Return the units that one of some attempts computed: segments are named after theirs."""
+    prefixes = tuple(f"seg-{attempt:04d}-" for attempt in attempts)
+    return sorted(key for key, name in home.items() if name.startswith(prefixes))
 
 
 def _watched(run: RunDir) -> Iterator[Verdict]:
@@ -331,6 +367,8 @@ class _Stage:
             text += f"; {_count(missing, 'unit')} of a complete stage are missing and would be run again"
         elif complete:
             text += "; the stage is complete"
+        if other := _computed_by(home, _others(self.run)):
+            text += f"; bits of {_count(len(other), 'unit')} may differ, from other kernels: {_some(set(other))}"
         died = deaths(self.directory, journal_names(self.directory)).keys() - home.keys() - quarantine
         if died:
             text += f"; begun and not ended: {_some(died)}" + (" (being computed)" if self.working else "")

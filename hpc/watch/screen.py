@@ -99,6 +99,8 @@ def screen(status: RunStatus, now: float) -> RenderableType:
         parts.append(Text(status.message, style="dim"))
     if status.slurm_silent:
         parts.append(Text(status.slurm_silent, style="yellow"))
+    if status.kernels:
+        parts.append(Text(status.kernels, style="yellow"))
     return Group(*parts)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hpc.errors import RunDirError
+from hpc.kernel_record import told
 from hpc.process import Process
 from hpc.store.plain import read_json
 from hpc.watch.failure import Failure, read_failure
@@ -94,6 +95,8 @@ class RunStatus:
         Seconds since anything was last saved.
     failure
         Which rank of the last attempt failed, where and why; None if none did, or none is known.
+    kernels
+        From which attempt on bits may differ because the numeric libraries ran other kernels, empty if nowhere.
     """
 
     path: str
@@ -116,6 +119,7 @@ class RunStatus:
     ranks: tuple[RankStatus, ...] = ()
     message: str = ""
     failure: Failure | None = None
+    kernels: str = ""
 
     @property
     def current(self) -> StageStatus | None:
@@ -268,6 +272,7 @@ def _status(path: str, job: str, progress: _Progress, failure: Failure | None, o
         ranks=progress.ranks,
         message=failure.error if failure else progress.message,
         failure=failure,
+        kernels=told(Path(path)),
     )
 
 

@@ -30,6 +30,7 @@ class ToyOptions:
     fail_setup_on: int = -1  # rank whose setup raises
     complaint: str = ""  # what the job says of its finished results
     scratch: Path | None = None  # remembers tries between attempts
+    numeric: bool = False  # units multiply matrices and take exponentials, in whose last bits kernels differ
 
 
 class Squares(Map):
@@ -59,6 +60,9 @@ class Squares(Map):
             msg = f"first try of {unit.key}"
             raise ValueError(msg)
         k = int(unit.key[1:])
+        if o.numeric:
+            matrix = ctx.rng(unit.key).normal(size=(90, 70))
+            return {"product": matrix.T @ matrix, "exp": np.exp(matrix), "square": np.float64(k * k)}
         return {
             "noise": ctx.rng(unit.key).normal(size=1 + k % 5),
             "square": np.float64(k * k),

@@ -297,7 +297,7 @@ def _run(path, images, model, ranks):
         "run": {"dir": str(path)},
         "cluster": {"ranks": ranks, "threads_per_process": 1},
         "checkpoint": {"every": 0.2},
-        "engine": {"heartbeat": 0.1},
+        "engine": {"heartbeat": 0.1, "kernels": "native"},  # as the reference is computed in this process
         "seed": 1,
     }
     if not path.is_dir():

@@ -69,6 +69,10 @@ class XpcsJob(Job):
         if ctx.rank == 0:
             _log(self._loaded, ctx)
 
+    def kernels(self) -> dict[str, str]:
+        """Return which of the compiled sums are used."""
+        return {"xpcs sums": native.level()}
+
     def stages(self) -> Sequence[Stage]:
         """Return the fit."""
         return [

@@ -1,7 +1,8 @@
 """The compiled sums of the XPCS fit: a C library that the installation builds, and its functions as Python calls.
 
-Each function exists for several generations of processors; the widest vectors that this one has are used. Results are
-the same bits on processors of one generation; between generations they differ by rounding.
+Each function exists for several generations of processors; the widest vectors that this one has are used, in a run
+those that all its nodes have (`hpc.kernels`). Results are the same bits on processors of one generation; between
+generations they differ by rounding.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from hpc import cpu
+from hpc.kernels import LEVEL
 from tessera.lsq.losses import LOSSES, Loss
 from tessera.xpcs.errors import KernelError
 from tessera.xpcs.physics import Floats
@@ -36,7 +39,7 @@ _REMEDY: Final = (
 )
 _NO_MEMORY: Final = "no memory for the buffers of a pass"
 _AFTER: Final = 17  # doubles of the C struct `after`
-_NEEDED: Final = {"v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}, "v3": {"avx2", "fma", "bmi2"}}
+_SUFFIXES: Final = {"x86-64-v4": "v4", "x86-64-v3": "v3", "x86-64-v2": "v1", "x86-64": "v1"}
 
 
 class _Robust(ctypes.Structure):
@@ -80,14 +83,15 @@ class _Strip(ctypes.Structure):
     )
 
 
-@cache
 def level() -> str:
-    """Return the suffix of the functions for this processor."""
-    if os.uname().machine not in ("x86_64", "amd64"):
-        return "any"
-    with Path("/proc/cpuinfo").open() as lines:
-        flags = set(next((line for line in lines if line.startswith("flags")), "").split())
-    return next((name for name, needed in _NEEDED.items() if needed <= flags), "v1")
+    """Return the suffix of the functions for this processor, or for the lesser one that the run is pinned to."""
+    return _level(os.environ.get(LEVEL, ""))
+
+
+@cache
+def _level(pinned: str) -> str:
+    found = _SUFFIXES.get(cpu.level(), "any")
+    return min(found, _SUFFIXES.get(pinned, found))
 
 
 @cache
