@@ -13,7 +13,7 @@ import numpy as np
 
 from hpc.desk import Desk, Receipt
 from hpc.doubt import Doubt
-from hpc.errors import AllFailedError, RankError
+from hpc.errors import AllFailedError, LockLostError, RankError
 from hpc.job import Arrays, Map, Unit
 from hpc.life import Life
 from hpc.quarantine import Quarantine, UnitFailure
@@ -32,7 +32,7 @@ class Plan:
 
     units: tuple[Unit, ...]
     todo: tuple[Unit, ...] = ()
-    suspects: frozenset[str] = frozenset()
+    suspects: Mapping[str, int] = field(default_factory=dict)
     quarantine: Mapping[str, UnitFailure] = field(default_factory=dict)
     complete: bool = False
     home: Mapping[str, str] = field(default_factory=dict)
@@ -59,7 +59,12 @@ def run_map(stage: Map, index: int, life: Life) -> bool:
     if life.desk:
         _open_desk(life.desk, plan, index, directory, life)
     life.ranks.barrier()
-    cost = _work(stage, directory, life)
+    try:
+        cost = _work(stage, directory, life)
+    except BaseException as error:
+        if life.journal is not None and not _came_from_outside(error):
+            life.journal.ended(None)  # it is reported: no unit's process died of it
+        raise
     costs = life.ranks.gather(cost)
     _refuse_if_hopeless(stage, plan, life)
     # Every rank is told where each unit's result lies, so that none depends on its own view of the directory.
@@ -93,14 +98,13 @@ def _plan(stage: Map, directory: Path, life: Life, survey: Survey) -> Plan:
     complete = stage.name not in life.again and life.is_complete(stage.name)
     if complete and keys <= found.home.keys() | quarantine.keys():
         return Plan(units, quarantine=quarantine, complete=True, home=found.home)
-    died = {k: n for k, n in survey.deaths.items() if k in keys and k not in found.home}
     limit = life.settings.engine.max_unit_deaths
-    for key, count in died.items():
-        if count >= limit:
+    for key, count in survey.blame.guilty(limit).items():
+        if key in keys and key not in found.home:
             quarantine.setdefault(key, _death(key, count, life.attempt))
-    suspects = frozenset(k for k, n in died.items() if n >= max(1, limit - 1) and k not in quarantine)
+    suspects = survey.blame.suspects(limit, life.ranks.size)
     todo = tuple(u for u in units if u.key not in found.home and u.key not in quarantine)
-    return Plan(units, todo, suspects, quarantine)
+    return Plan(units, todo, {u.key: suspects[u.key] for u in todo if u.key in suspects}, quarantine)
 
 
 def _death(key: str, count: int, attempt: int) -> UnitFailure:
@@ -136,6 +140,11 @@ def _refuse_if_hopeless(stage: Map, plan: Plan, life: Life) -> None:
     complaint = life.ranks.bcast(complaint)
     if complaint:
         raise AllFailedError(complaint)
+
+
+def _came_from_outside(error: BaseException) -> bool:
+    """Say whether an error may only follow from the death of another rank, or the run is not ours any more."""
+    return isinstance(error, LockLostError) or type(error).__module__.partition(".")[0] == "mpi4py"
 
 
 def _work(stage: Map, directory: Path, life: Life) -> dict[str, Any]:

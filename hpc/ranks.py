@@ -51,6 +51,9 @@ class Ranks(Protocol):
     def fold(self, value: T, join: Callable[[T, T], T]) -> T | None:
         """Join the values of all ranks in pairs along a tree, lower ranks left; rank 0 gets the result, others None."""
 
+    def neighbours(self, value: T) -> dict[int, T]:
+        """Return what the ranks of this node give, by rank; this one among them."""
+
     def allmax(self, value: int) -> int:
         """Return the largest of all ranks' values on every rank."""
 
@@ -90,6 +93,10 @@ class SerialRanks:
         """Return ``value``."""
         del join
         return value
+
+    def neighbours(self, value: T) -> dict[int, T]:
+        """Return ``value`` of rank 0."""
+        return {0: value}
 
     def allmax(self, value: int) -> int:
         """Return ``value``."""
@@ -171,6 +178,11 @@ class MpiRanks:
                 value = join(value, self.comm.recv(source=self.rank + step, tag=_FOLD))
             step *= 2
         return value
+
+    def neighbours(self, value: T) -> dict[int, T]:
+        """Return the values of this node's ranks by their number among all."""
+        self.barrier()
+        return dict(self._node.allgather((self.rank, value)))
 
     def allmax(self, value: int) -> int:
         """Return the largest value; the ranks are in step here, so MPI's fast spinning call is right."""

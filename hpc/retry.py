@@ -60,7 +60,12 @@ def _forget(run: RunDir, names: Sequence[str]) -> int:
     for name in names:
         if counts[name]:
             folder = run.stage(name)
-            for stale in ("complete.json", *names_in(folder, "begun-*.txt"), "quarantine.json"):
+            for stale in (
+                "complete.json",
+                *names_in(folder, "begun-*.txt"),
+                *names_in(folder, "ended-*.json"),
+                "quarantine.json",
+            ):
                 _remove_file(folder / stale)
     return sum(counts.values())
 

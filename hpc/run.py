@@ -30,6 +30,7 @@ from hpc.kernels import Kernels, as_they_are, loaded, unlike_asked
 from hpc.life import Heartbeat, Life, pulse_seconds
 from hpc.loops import run_loop
 from hpc.maps import run_map
+from hpc.peers import Peers
 from hpc.provenance import record_attempt
 from hpc.ranks import MpiRanks, Ranks
 from hpc.results import harmed_stages
@@ -97,8 +98,10 @@ def run_job(
         heart = Heartbeat(life, settings.engine.heartbeat if life.desk else beat, _chores(life, lock))
         fence = Fence(life, patience(settings.engine.heartbeat, beat))
         grace = Grace(life, lock.release if lock is not None else lambda: None)
+        peers = Peers(life)
         finished = _stages(job, life)
         grace.close()
+        peers.close()
         code = _finish(job, life) if finished else _end(life, "stopped", life.stop_code())
         ranks.barrier()
         heart.close()

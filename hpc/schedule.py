@@ -1,15 +1,14 @@
 """Who takes which unit, and when: a pure data structure, without MPI and without a clock.
 
 Largest cost first, taken by whoever is free. Small units are handed out in batches that shrink as the queue
-empties, so that a message costs little per unit and the last units still even out. Units that were in
-flight when a process died before are *suspects*: they run first and alone, so that a second death is
-certainly theirs and not a neighbour's.
+empties, so that a message costs little per unit and the last units still even out. Units that may have killed
+their process before are *suspects*: they run first, and only so many at a time that another death tells more of them.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -52,18 +51,20 @@ class Queue:
     size
         How many ranks take from the queue.
     suspects
-        Keys that have to run alone.
+        Keys that run before all others, each with how many units may be in flight while it is; a set means 1, alone.
     """
 
     units: Sequence[Unit]
     size: int
-    suspects: Collection[str] = ()
+    suspects: Collection[str] | Mapping[str, int] = ()
     in_flight: dict[str, int] = field(default_factory=dict, init=False)
     stopped: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         ordered = sorted(self.units, key=lambda u: (-u.cost, u.key))
-        self._alone = deque(u for u in ordered if u.key in self.suspects)
+        limits = self.suspects if isinstance(self.suspects, Mapping) else dict.fromkeys(self.suspects, 1)
+        self._limits = dict(limits)
+        self._alone = deque(sorted((u for u in ordered if u.key in limits), key=lambda u: limits[u.key]))
         self._ready = deque(u for u in ordered if u.key not in self.suspects)
         self._cost = sum(u.cost for u in self._ready)
         self._measured_cost = self._measured_seconds = 0.0
@@ -75,14 +76,15 @@ class Queue:
         if self.stopped or not (self._alone or self._ready or self._probes):
             return Grant(over=True)
         if self._alone:
-            if self.in_flight:
+            suspects = [*self.in_flight, self._alone[0].key]
+            if len(suspects) > min(self._limits[key] for key in suspects):
                 return Grant()
             batch = [self._alone.popleft()]
         elif self._probes is not None:
             if not self._probes:
                 return Grant()
             batch = [self._probes.popleft()]
-        elif any(key in self.in_flight for key in self.suspects):
+        elif any(key in self.in_flight for key in self._limits):
             return Grant()
         else:
             batch = self._batch()

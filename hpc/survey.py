@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc.ranks import Ranks
-from hpc.store.journal import deaths, journal_names
+from hpc.store.blame import Blame, blame, read_ends
+from hpc.store.journal import journal_names, left_open
 from hpc.store.patience import Reading, at_once
 from hpc.store.segments import Listing, Scan, list_segment, segment_names, united
 
@@ -20,12 +21,17 @@ class Survey:
     ----------
     segments
         Which segment holds which unit.
-    deaths
-        In how many attempts a unit's process died in it.
+    blame
+        Which units may have been the cause of how many deaths.
     """
 
     segments: Scan
-    deaths: Counter[str]
+    blame: Blame
+
+    @property
+    def deaths(self) -> Counter[str]:
+        """In how many attempts a unit may have been the cause of their death."""
+        return self.blame.deaths
 
 
 def survey(directory: Path, ranks: Ranks, *, whole: bool, reading: Reading = at_once) -> Survey | None:
@@ -55,9 +61,11 @@ def survey(directory: Path, ranks: Ranks, *, whole: bool, reading: Reading = at_
     def listed(name: str) -> Listing:
         return reading(lambda: list_segment(directory / name, whole=whole))
 
-    gathered = ranks.gather(([listed(name) for name in segments], reading(lambda: deaths(directory, journals))))
+    gathered = ranks.gather(([listed(name) for name in segments], reading(lambda: left_open(directory, journals))))
     if gathered is None:
         return None
     # Another node may be behind with what it sees of the folder: rank 0 believes in damage only if it sees it, too.
     found = [listed(each.name) if each.damage else each for part, _ in gathered for each in part]
-    return Survey(united(found), sum((count for _, count in gathered), Counter()))
+    left = [each for _, part in gathered for each in part]
+    ends = reading(lambda: read_ends(directory, (each.attempt for each in left)))
+    return Survey(united(found), blame(left, ends))

@@ -8,12 +8,17 @@ node loss some lines may be missing; then a unit's death goes uncounted, which c
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
+from hpc.store.blame import Left, record_end
 from hpc.store.reading import content_of, names_in
+
+_NAME: Final = re.compile(r"begun-(\d+)-(\d+)\.txt")
 
 
 class Journal:
@@ -22,6 +27,7 @@ class Journal:
     def __init__(self, directory: Path, attempt: int, rank: int) -> None:
         path = directory / f"begun-{attempt:04d}-{rank:05d}.txt"
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._directory, self._attempt = directory, attempt
 
     def begin(self, key: str) -> None:
         """Note that the unit is about to run."""
@@ -30,6 +36,10 @@ class Journal:
     def end(self, key: str) -> None:
         """Note that the unit came back, with a result or an exception, or was given up in good order."""
         self._write(f"-{key}\n")
+
+    def ended(self, rank: int | None) -> None:
+        """Note why the attempt ends, unless somebody was first; see `hpc.store.blame.record_end`."""
+        record_end(self._directory, self._attempt, rank)
 
     def close(self) -> None:
         """Close the file."""
@@ -61,13 +71,20 @@ def deaths(directory: Path, names: Iterable[str]) -> Counter[str]:
     OSError
         If one cannot be read now.
     """
-    count: Counter[str] = Counter()
-    for path in (directory / name for name in names):
-        open_units: set[str] = set()
-        for sign, key in entries(content_of(path).decode(errors="replace")):
+    return Counter(key for left in left_open(directory, names) for key in left.units)
+
+
+def left_open(directory: Path, names: Iterable[str]) -> list[Left]:
+    """Return what journals say of units that were begun and never came back; see `deaths` for errors."""
+    found = []
+    for name in names:
+        units: dict[str, None] = {}
+        for sign, key in entries(content_of(directory / name).decode(errors="replace")):
             if sign == "+":
-                open_units.add(key)
+                units[key] = None
             else:
-                open_units.discard(key)
-        count.update(open_units)
-    return count
+                units.pop(key, None)
+        match = _NAME.fullmatch(name)
+        if units and match:
+            found.append(Left(int(match[1]), int(match[2]), tuple(units)))
+    return found

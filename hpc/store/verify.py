@@ -351,6 +351,16 @@ class _Stage:
             cut = lines - sum(1 for _ in entries(text))
             note = f"; {_count(cut, 'line')} cut short or damaged, passed over" if cut else ""
             yield self._of(path, "note" if cut else "ok", f"{_count(begun, 'unit')} begun{note}")
+        for path in self._named("ended-*.json"):
+            try:
+                record = read_record(path) or {}
+            except CorruptFileError as error:
+                yield self._of(path, "note", f"{error}; any unit in flight may have been the cause")
+            except OSError as error:
+                yield _unread(_name(path, self.run), error)
+            else:
+                rank = record.get("rank")
+                yield self._of(path, "ok", "ended by an error" if rank is None else f"rank {rank} died first")
 
     def _loop(self) -> Verdict:
         if self.complete is not None:

@@ -23,6 +23,7 @@ PATTERNS = (
     "checkpoints/*/complete.json",
     "checkpoints/*/quarantine.json",
     "checkpoints/*/begun-*.txt",
+    "checkpoints/*/ended-*.json",
     "progress.json",
     "events.jsonl",
     "provenance.json",
