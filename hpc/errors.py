@@ -48,6 +48,14 @@ class ChangedConfigError(RunDirError):
     """A run is to be continued with another configuration than it was started with."""
 
 
+class ChangedInputsError(RunDirError):
+    """A run is to be continued with other input files than it was started with."""
+
+
+class ChangedCodeError(RunDirError):
+    """A run is to be continued by other code than it was started with."""
+
+
 class LockedError(RunDirError):
     """Another process is working in the run directory."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
@@ -167,6 +167,24 @@ class Job(ABC):
         hpc.errors.InputError
             If an input is missing or unusable; the message names the file and the remedy.
         """
+
+    def inputs(self) -> Iterable[Path]:
+        """Name every file that decides the results: what the options name, and what those files name in turn.
+
+        A folder stands for all files below it. Asked on one process without MPI, before `setup` and again when a run
+        goes on or ends: the engine refuses to go on with others than at the first start. What a job reads and does not
+        name here may change unnoticed.
+
+        Raises
+        ------
+        hpc.errors.InputError
+            If a file that names others cannot be read.
+        """
+        return ()
+
+    def code(self) -> Iterable[Path]:
+        """Name Python files, or folders of packages, that the job runs besides its own package: the user's model."""
+        return ()
 
     def setup(self, ctx: Context) -> None:
         """Load the inputs. Collective, called on every rank at every start, resumes included."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from hpc.context import Context
 from hpc.desk import Desk, RemoteDesk, WorkSource
@@ -31,6 +31,11 @@ from hpc.store.records import read_record
 from hpc.store.writer import Writer
 from hpc.watch.progress import Pulse
 from hpc.whereabouts import Whereabouts
+
+if TYPE_CHECKING:
+    from hpc.code import Code
+    from hpc.identity import Identity
+
 
 _WISHES: Final[tuple[Wish, ...]] = ("", "requeue", "stop")
 
@@ -74,6 +79,8 @@ class Life:
         Names of the job's stages, in order.
     again
         Complete stages that have to write their results again.
+    sources, identity
+        The code as found at this start, and the inputs and code that are recorded; on rank 0.
     saving, journal
         Of the stage this rank is in.
     agreed
@@ -96,6 +103,8 @@ class Life:
     kernels: Kernels = field(default_factory=as_they_are)
     stages: tuple[str, ...] = ()
     again: frozenset[str] = frozenset()
+    sources: Code | None = None
+    identity: Identity | None = None
     saving: Writer | None = None
     journal: Journal | None = None
     agreed: Wish = ""

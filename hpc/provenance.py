@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import logging
 import os
 import platform
 import re
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import hpc
+from hpc.code import Code
 from hpc.errors import CorruptFileError, RunDirError
 from hpc.rundir import FORMAT, RunDir
 from hpc.store.origin import refuse_other_origin
@@ -42,7 +41,7 @@ _PACKAGES: Final = (
 )
 
 
-def record_attempt(run: RunDir, config_hash: str, size: int, threads: int) -> int:
+def record_attempt(run: RunDir, config_hash: str, size: int, threads: int, code: Code) -> int:
     """Add this attempt to ``provenance.json``.
 
     Returns
@@ -72,7 +71,7 @@ def record_attempt(run: RunDir, config_hash: str, size: int, threads: int) -> in
     if not before:
         refuse_other_origin(run.path / "checkpoints", config_hash)
     number = 1 + max([len(before), *(int(n) for n in _numbers(run))])
-    attempts = [*before, {"number": number, **_attempt(config_hash, size, threads)}]
+    attempts = [*before, {"number": number, **_attempt(config_hash, size, threads, code)}]
     write_record(
         run.provenance_file,
         {
@@ -95,7 +94,7 @@ def _numbers(run: RunDir) -> Iterator[str]:
                 yield match[1]
 
 
-def _attempt(config_hash: str, size: int, threads: int) -> dict[str, Any]:
+def _attempt(config_hash: str, size: int, threads: int, code: Code) -> dict[str, Any]:
     return {
         "started": time.time(),
         "config_hash": config_hash,
@@ -107,14 +106,15 @@ def _attempt(config_hash: str, size: int, threads: int) -> dict[str, Any]:
         "threads_per_process": threads,
         "python": sys.version,
         "platform": platform.platform(),
-        "packages": _versions(),
+        "packages": versions(),
         "mpi": _mpi_library(),
-        "code": _code_state(Path(hpc.__file__).parent),
+        "code": {"commit": code.commit, "dirty": code.digest if code.changed else "", "digest": code.digest},
         "slurm": {k: v for k, v in sorted(os.environ.items()) if k.startswith("SLURM_JOB") or k == "SLURM_NTASKS"},
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that results come from, as far as they are installed."""
     found = {}
     for name in _PACKAGES:
         try:
@@ -127,17 +127,3 @@ def _versions() -> dict[str, str]:
 def _mpi_library() -> str | None:
     module = sys.modules.get("mpi4py.MPI")
     return module.Get_library_version().splitlines()[0] if module is not None else None
-
-
-def _code_state(directory: Path) -> dict[str, str] | None:
-    """Return commit and a hash of the uncommitted difference, None outside a checkout."""
-    try:
-        commit = _git(directory, "rev-parse", "HEAD").decode().strip()
-        dirty = _git(directory, "diff", "HEAD")
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return {"commit": commit, "dirty": hashlib.sha256(dirty).hexdigest() if dirty else ""}
-
-
-def _git(directory: Path, *arguments: str) -> bytes:
-    return subprocess.run(["git", "-C", str(directory), *arguments], check=True, capture_output=True, timeout=10).stdout

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from hpc import cpu, threads
+from hpc.code import Code
 from hpc.context import Context
 from hpc.desk import Desk, DeskThread, RemoteDesk
 from hpc.device import device_of
@@ -24,6 +25,7 @@ from hpc.errors import (
 )
 from hpc.fence import Fence, patience
 from hpc.grace import Grace
+from hpc.identity import changed_meanwhile, establish, job_code
 from hpc.job import Job, Map, stages_of
 from hpc.kernel_record import Found, first_of, note_attempt, refuse_lower
 from hpc.kernels import Kernels, as_they_are, loaded, unlike_asked
@@ -92,7 +94,8 @@ def run_job(
     lock, claim = _lock(run, ranks, flag)
     life = None
     try:
-        life = _begin(run, settings, ranks, budget, flag, here, claim, kernels or as_they_are())
+        sources = job_code(job, settings) if ranks.rank == 0 else None
+        life = _begin(run, settings, ranks, budget, flag, here, claim, kernels or as_they_are(), sources)
         desk_thread = _desk_thread(life)
         beat = pulse_seconds(settings.engine.heartbeat, ranks.size)
         heart = Heartbeat(life, settings.engine.heartbeat if life.desk else beat, _chores(life, lock))
@@ -149,15 +152,16 @@ def _begin(
     here: Whereabouts,
     claim: Claim,
     kernels: Kernels,
+    sources: Code | None,
 ) -> Life:
     _refuse_lower(run, settings, ranks, kernels)
     digest = config_hash({"job": settings.job, "seed": settings.seed})
     attempt = 0
-    if ranks.rank == 0:
+    if sources is not None:
         for left in remove_temporaries(run.path):
             logging.getLogger("tessera").info("removed %s, left by a killed writer", left)
         attempt = read_patiently(
-            lambda: record_attempt(run, digest, ranks.size, budget),
+            lambda: record_attempt(run, digest, ranks.size, budget, sources),
             settings.checkpoint.deadline,
             logging.getLogger("tessera").warning,
         )
@@ -182,6 +186,7 @@ def _begin(
         stopping=lambda: bool(flag),
     )
     life = Life(run, settings, digest, ranks, ctx, source, desk, flag, attempt, log, here, claim, homes, kernels)
+    life.sources = sources
     return life
 
 
@@ -230,6 +235,9 @@ def _stages(job: Job, life: Life) -> bool:
     if life.desk:
         life.desk.progress.plan([(s.name, "map" if isinstance(s, Map) else "loop") for s in stages])
         life.desk.progress.write()
+    life.here.stage = "inputs"
+    with life.ctx.timed("inputs"):
+        establish(job, life)
     life.here.stage = "setup"
     with life.ctx.timed("setup"):
         job.setup(life.ctx)
@@ -255,7 +263,8 @@ def _finish(job: Job, life: Life) -> int:
     _collect_timings(life)
     _check_kernels(job, life)
     quarantined = bool(life.ranks.bcast(life.desk.progress.quarantined > 0 if life.desk else None))
-    complaint = life.ranks.bcast(job.complaint(life.ctx) if life.desk else None)
+    changed = changed_meanwhile(job, life)
+    complaint = life.ranks.bcast(changed or job.complaint(life.ctx) if life.desk else None)
     if complaint:
         code = _end(life, "failed", EXIT_FAILED)
     else:

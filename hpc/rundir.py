@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +59,11 @@ class RunDir:
         return self.path / "provenance.json"
 
     @property
+    def inputs_file(self) -> Path:
+        """Which inputs and code the run was started with."""
+        return self.path / "inputs.json"
+
+    @property
     def events_file(self) -> Path:
         """What the engine did."""
         return self.path / "events.jsonl"
@@ -98,7 +103,9 @@ class RunDir:
         return self.path / "checkpoints" / name
 
     @classmethod
-    def prepare(cls, path: Path, config: Mapping[str, Any]) -> RunDir:
+    def prepare(
+        cls, path: Path, config: Mapping[str, Any], refuse: Callable[[RunDir], None] = lambda _: None
+    ) -> RunDir:
         """Create the directory of a new run, or make sure that an old one may be continued with this configuration.
 
         Parameters
@@ -107,6 +114,8 @@ class RunDir:
             The run directory, absolute.
         config
             The resolved configuration as plain values.
+        refuse
+            Asked before anything of an old run is written; raises if it may not be continued.
 
         Raises
         ------
@@ -123,6 +132,7 @@ class RunDir:
             refuse_if_held_for_long(run.lock_file)
             run.check_version(any_version=bool(config.get("run", {}).get("any_version", False)))
             _compare(run.load_config(), config, run)
+            refuse(run)
         elif path.is_dir() and any(p for p in path.iterdir() if p.name != "logs"):
             msg = f"{path}: is neither empty nor a run directory; give another run.dir"
             raise RunDirError(msg)

@@ -19,6 +19,7 @@ class RunSettings:
 
     dir: Path
     any_version: bool = False
+    any_inputs: bool = False
 
 
 @dataclass(frozen=True, slots=True)

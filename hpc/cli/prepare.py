@@ -17,8 +17,10 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.read(arguments)
     from hpc.cli.compose import compose_run
     from hpc.cli.folders import config_folders
+    from hpc.identity import refuse_others
     from hpc.rundir import RunDir
 
     composed = compose_run(given.overrides, config_folders(given.config_dir), Path.cwd())
-    print(RunDir.prepare(composed.settings.run.dir, composed.mapping).path)
+    settings = composed.settings
+    print(RunDir.prepare(settings.run.dir, composed.mapping, lambda old: refuse_others(old, settings)).path)
     return EXIT_DONE

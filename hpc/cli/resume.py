@@ -39,8 +39,9 @@ def _read(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser("resume", "Go on with runs from what they have saved, on any number of ranks or nodes.")
     parser.add_argument("words", nargs="+", metavar="RUN", help="runs or sweeps, then key=value words")
     parser.add_argument("--retry-failed", action="store_true", help="try quarantined units again")
-    parser.add_argument("--any-version", action="store_true", help="go on although another version started the run")
+    parser.add_argument("--any-version", action="store_true", help="go on although other code started the run")
     parser.add_argument(ASSURE, action="store_true", help="submit although SLURM does not say so")
+    parser.add_argument("--any-inputs", action="store_true", help="go on although input files are others now")
     parser.add_argument("-cd", "--config-dir", action="append", default=[], help="folder with cluster/NAME.yaml")
     given = parser.read(arguments)
     # A folder may be called a=b; a word that is none is one of cluster=NAME, cluster.*, engine.* or checkpoint.*.
@@ -73,7 +74,9 @@ def _resume(path: Path, given: argparse.Namespace) -> int:
             return code
         refuse_if_submitted(path, job_has_ended=given.job_has_ended)
         require_acceptable(cluster, 1, path)
-    RunDir.prepare(run.path, plain(settings))
+    from hpc.identity import refuse_others
+
+    RunDir.prepare(run.path, plain(settings), lambda old: refuse_others(old, settings))
     if given.retry_failed:
         from hpc.retry import forget_quarantine
 
@@ -85,5 +88,6 @@ def _resettled(run: RunDir, given: argparse.Namespace) -> Settings:
     """Return the settings of a run with the words of the command line applied."""
     complete = plain(build(Settings, run.load_config(), "config"))
     mapping = absolute_paths(Settings, resettled(complete, given.overrides, given.config_dir), Path.cwd())
-    mapping["run"] = {"dir": str(run.path), "any_version": mapping["run"]["any_version"] or given.any_version}
+    # What was let pass once is what the run goes on with: another change has to be let pass anew.
+    mapping["run"] = {"dir": str(run.path), "any_version": given.any_version, "any_inputs": given.any_inputs}
     return build(Settings, mapping, "config")

@@ -47,6 +47,7 @@ def main(arguments: Sequence[str]) -> int:
 def run(overrides: Sequence[str], folders: Sequence[Path]) -> int:
     """Compose, check and start one job."""
     from hpc.cli.compose import compose_run
+    from hpc.identity import refuse_others
     from hpc.launch.start import start
     from hpc.rundir import RunDir
     from hpc.settings import SlurmCluster
@@ -66,7 +67,8 @@ def run(overrides: Sequence[str], folders: Sequence[Path]) -> int:
             return code
         refuse_if_submitted(composed.settings.run.dir)
         require_acceptable(cluster, 1, composed.settings.run.dir)
-    directory = RunDir.prepare(composed.settings.run.dir, composed.mapping)
+    settings = composed.settings
+    directory = RunDir.prepare(settings.run.dir, composed.mapping, lambda old: refuse_others(old, settings))
     return start(directory.path, composed.mapping["job"]["name"], cluster)
 
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from hpc.cli.compose import Composed, compose_run, expand, sweep_directory
 from hpc.errors import EXIT_COME_BACK, EXIT_DONE, TesseraError
+from hpc.identity import refuse_others
 from hpc.launch.outcome import resume_line
 from hpc.launch.start import start
 from hpc.launch.sweep import SEVERITY, common_cluster, submit_sweep, unfinished
@@ -62,7 +64,8 @@ def sweep(overrides: Sequence[str], folders: Sequence[Path], base: Path) -> int:
 def _prepare(members: Sequence[Member]) -> Path:
     """Make the run directories and the sweep's record; return the sweep's directory."""
     for member in members:
-        RunDir.prepare(member.composed.settings.run.dir, member.composed.mapping)
+        settings = member.composed.settings
+        RunDir.prepare(settings.run.dir, member.composed.mapping, partial(refuse_others, settings=settings))
     directory = members[0].composed.settings.run.dir.parent
     names = (member.composed.settings.run.dir.name for member in members)
     records = [MemberRecord(n, m.label, m.composed.overrides) for n, m in zip(names, members, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -97,10 +98,11 @@ def resume_sweep(
             print(f"would be submitted: {crew_text(cluster)} for each")  # noqa: T201 - this is the screen
             return EXIT_DONE
         require_acceptable(cluster, 1, directory)
+    from hpc.identity import refuse_others
     from hpc.retry import forget_quarantine
 
     for run, settings in runs.items():
-        RunDir.prepare(run, plain(settings))
+        RunDir.prepare(run, plain(settings), partial(refuse_others, settings=settings))
         if retry_failed:
             forget_quarantine(RunDir(run))
     if in_slurm:

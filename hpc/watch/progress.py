@@ -66,6 +66,7 @@ class Progress:
     stages: list[StageProgress] = field(default_factory=list)
     ranks: dict[int, Pulse] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -152,6 +153,7 @@ class Progress:
                 "updated": time.time(),
                 "size": self.size,
                 "threads": self.threads,
+                "identity": dict(self.identity),
                 "ranks": [asdict(self.ranks[r]) for r in sorted(self.ranks)],
             }
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +31,8 @@ class ToyOptions:
     complaint: str = ""  # what the job says of its finished results
     scratch: Path | None = None  # remembers tries between attempts
     numeric: bool = False  # units multiply matrices and take exponentials, in whose last bits kernels differ
+    factor: Path | None = None  # input file: a number that all squares are multiplied by
+    folder: Path | None = None  # input folder, of which nothing is read
 
 
 class Squares(Map):
@@ -38,8 +40,9 @@ class Squares(Map):
 
     name = "squares"
 
-    def __init__(self, options: ToyOptions) -> None:
+    def __init__(self, options: ToyOptions, factor: Callable[[], float] = lambda: 1.0) -> None:
         self.options = options
+        self.factor = factor
 
     def units(self, ctx: Context) -> Sequence[Unit]:
         o = self.options
@@ -65,7 +68,7 @@ class Squares(Map):
             return {"product": matrix.T @ matrix, "exp": np.exp(matrix), "square": np.float64(k * k)}
         return {
             "noise": ctx.rng(unit.key).normal(size=1 + k % 5),
-            "square": np.float64(k * k),
+            "square": np.float64(k * k) * self.factor(),
             "name": np.array([unit.key, "ü"]),
             "image": np.arange(6, dtype=np.float32).reshape(2, 3) + k,
         }
@@ -128,6 +131,10 @@ class ToyJob(Job):
     def __init__(self, options: Any) -> None:
         self.options: ToyOptions = options
         self.table = np.zeros(0)
+        self.factor = 1.0
+
+    def inputs(self) -> list[Path]:
+        return [path for path in (self.options.factor, self.options.folder) if path is not None]
 
     def setup(self, ctx: Context) -> None:
         if ctx.rank == self.options.fail_setup_on:
@@ -137,11 +144,13 @@ class ToyJob(Job):
         def fill(array: np.ndarray, part: int, parts: int) -> None:
             array[part::parts] = np.arange(100)[part::parts]
 
+        if self.options.factor is not None:
+            self.factor = float(self.options.factor.read_text().split()[0])
         self.table = ctx.shared((100,), np.float64, fill)
         assert self.table.sum() == 4950
 
     def stages(self) -> Sequence[Stage]:
-        stages: list[Stage] = [Squares(self.options)]
+        stages: list[Stage] = [Squares(self.options, lambda: self.factor)]
         if self.options.steps:
             stages.append(Walk(self.options))
         return stages

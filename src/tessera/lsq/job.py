@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -11,16 +12,17 @@ from numpy.typing import NDArray
 
 from hpc.job import Job, Stage
 from hpc.store.atomic import write_atomically, write_json
+from tessera.hdf5_links import with_linked
 from tessera.lsq.accumulate import ModelObjective, Settings
 from tessera.lsq.chunk_costs import chunk_costs
 from tessera.lsq.errors import DataError, FitInputError, StartError
-from tessera.lsq.files import Columns, open_source
+from tessera.lsq.files import Columns, is_text, open_source
 from tessera.lsq.fit_model import checked_bounds, checked_start, describe, indices
 from tessera.lsq.guard import Guarded
 from tessera.lsq.hybrid import Plan
 from tessera.lsq.job_options import LsqOptions
 from tessera.lsq.model import Groups, Model
-from tessera.lsq.model_file import load_function
+from tessera.lsq.model_file import code_of_function, load_function
 from tessera.lsq.objective import Objective, Sum
 from tessera.lsq.options import HybridStreamingConfig
 from tessera.lsq.output import complaint, parameters_record, result_arrays, summary_record, write_fit
@@ -56,6 +58,23 @@ class LsqJob(Job):
                     f"{len(model.names)} parameters ({', '.join(model.names)}); fix some or bring more data"
                 )
                 raise DataError(msg)
+
+    def inputs(self) -> Iterator[Path]:
+        """Name the data: an HDF5 file and what it links to, a table, or the arrays of a folder that are fitted."""
+        data = self.options.data
+        if data.path.is_dir():
+            columns = Columns(data.x, data.y, data.sigma, data.mask)
+            yield from (data.path / f"{name}.npy" for name in columns.names)
+        elif is_text(data.path):
+            yield data.path
+        else:
+            yield from with_linked(data.path)
+
+    def code(self) -> Iterator[Path]:
+        """Name where the functions of the model lie."""
+        for function in (self.options.model, self.options.jacobian):
+            if function is not None:
+                yield from code_of_function(function)
 
     def setup(self, ctx: Context) -> None:
         """Open the data on every rank and try the model on the first chunk."""

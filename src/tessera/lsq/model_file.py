@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from hpc.code import package_of
 from tessera.lsq.errors import ModelError
 
 
@@ -37,6 +38,12 @@ def load_function(where: str | Path) -> Callable[..., Any]:
         raise ModelError(msg)
     found: Callable[..., Any] = function
     return found
+
+
+def code_of_function(where: str | Path) -> list[Path]:
+    """Return where the code of a function named as for `load_function` lies: its file, or the folder of its package."""
+    place = str(where).rpartition(":")[0]
+    return [Path(place)] if place.endswith(".py") else package_of(Path(place).name)
 
 
 def _from_file(path: Path) -> ModuleType:

@@ -83,6 +83,19 @@ class McDropoutJob(Job):
                     raise ValueError(msg)
             self._require_sites(settings, self._require_models(settings))
 
+    def inputs(self) -> Iterator[Path]:
+        """Name all images that may be drawn from, the files of the models, and those of prompts and classes."""
+        from tessera.mcdropout.workbench import files_of_model
+
+        options = self.options
+        given = (options.manifest, options.text.prompt_file, options.ambiguity.class_map)
+        yield from (path for path in given if path is not None)
+        with explained():
+            if options.experiment != "text":
+                yield from map(Path, self._all_images())
+            for model in settle(options, self.experiment.defaults).models:
+                yield from files_of_model(options, model)
+
     def setup(self, ctx: Context) -> None:
         """List images and find usable models on one rank, and tell the others."""
         from tessera.mcdropout.workbench import Workbench

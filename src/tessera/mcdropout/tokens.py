@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from hpc.store.plain import read_json
-from tessera.input_files import explained, require_file
 from tessera.mcdropout.errors import TextError
 
 if TYPE_CHECKING:
@@ -67,8 +66,7 @@ class Tokenizer:
         if not texts or empty:
             msg = f"nothing to encode in {', '.join(empty) or 'an empty list of texts'}; give words"
             raise TextError(msg)
-        with explained(str(self.path), "copy it again from the model's repository", TextError):
-            return torch.tensor([encoding.ids for encoding in self.backend.encode_batch(cleaned)], dtype=torch.int64)
+        return torch.tensor([encoding.ids for encoding in self.backend.encode_batch(cleaned)], dtype=torch.int64)
 
 
 def read_tokenizer(path: Path, context: int, cleaning: Cleaning, pad: int | None) -> Tokenizer:
@@ -92,19 +90,17 @@ def read_tokenizer(path: Path, context: int, cleaning: Cleaning, pad: int | None
     """
     from tokenizers import Tokenizer as Backend
 
-    if not path.exists():
+    if not path.is_file():
         msg = f"{path} does not exist, and texts need it; copy it from the model's repository beside the weights"
         raise TextError(msg)
-    require_file(path, "", "copy it again from the model's repository", TextError)
     try:
         backend = Backend.from_file(str(path))
     except Exception as error:  # the Rust side raises nothing more specific
         msg = f"{path} cannot be read as a tokenizer ({error}); copy it again from the model's repository"
         raise TextError(msg) from error
-    with explained(f"{path} or tokenizer_config.json beside it", "copy them again", TextError):
-        number, token = _padding(backend, path, pad)
-        backend.enable_truncation(context)
-        backend.enable_padding(length=context, pad_id=number, pad_token=token)
+    number, token = _padding(backend, path, pad)
+    backend.enable_truncation(context)
+    backend.enable_padding(length=context, pad_id=number, pad_token=token)
     return Tokenizer(backend, context, cleaning, path)
 
 
@@ -128,7 +124,7 @@ def _padding(backend: Backend, path: Path, pad: int | None) -> tuple[int, str]:
 
 def _read(config: Path) -> dict[str, Any]:
     try:
-        content = read_json(config)
+        content = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         msg = f"{config} cannot be read as JSON ({error}); copy it again from the model's repository"
         raise TextError(msg) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,26 @@ def architecture(options: McDropoutOptions, model: str) -> Architecture:
     """
     name, folder = model_folder(options, model)
     return find_architecture(name, folder, random=options.model.init == "random")[0]
+
+
+def files_of_model(options: McDropoutOptions, model: str) -> list[Path]:
+    """Return the files beside a model's weights that describe it, and the weights if they are read; none without any.
+
+    Raises
+    ------
+    WeightsError
+        If there is no such model.
+    """
+    name, given = model_folder(options, model)
+    folder = given if name in MODELS else Path(name)
+    if folder is None or not folder.is_dir():
+        return []
+    files = sorted(path for path in folder.glob("*.json") if path.is_file())
+    if options.model.init == "weights":
+        with suppress(WeightsError):  # a model that cannot be used is refused or left out elsewhere
+            found, _ = find_architecture(name, given, random=False)
+            files += find_weights(folder, found.vision.layout).paths
+    return files
 
 
 def require_model(options: McDropoutOptions, experiment: Experiment, name: str, *, whole: bool) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tessera.input_files import explained, require_file
 from tessera.photometry.errors import ImageListError
 
 _PATHS: Final = ("weight", "mask", "psf")
@@ -65,13 +64,16 @@ def read_image_list(
     ImageListError
         If the list is missing, empty, or a line cannot be understood; the message names the line.
     """
-    remedy = "set job.inputs.image_list_file to a text file with one FITS path a line"
-    require_file(path, "image list", remedy, ImageListError)
-    with explained(f"image list {path}", "it must be a text file with one FITS path a line", ImageListError):
+    try:
         text = path.read_text(encoding="utf-8")
-    if "\0" in text:
-        msg = f"image list {path} holds bytes that are no text; {remedy}"
-        raise ImageListError(msg)
+    except FileNotFoundError:
+        msg = (
+            f"image list {path} does not exist; set job.inputs.image_list_file to a text file with one FITS path a line"
+        )
+        raise ImageListError(msg) from None
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"image list {path} cannot be read ({error}); it must be a text file with one FITS path a line"
+        raise ImageListError(msg) from error
     entries = []
     for number, line in enumerate(text.splitlines(), 1):
         words = _words(path, number, line)

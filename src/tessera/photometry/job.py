@@ -17,7 +17,7 @@ from tessera.photometry.catalog import Catalog, CatalogReading, read_catalog
 from tessera.photometry.errors import PhotometryInputError, PsfFileError
 from tessera.photometry.frames import FrameSet, Preparation, prepare_frame, reference_gains
 from tessera.photometry.headers import FrameHeader, check_grid, quiet_fits, read_header
-from tessera.photometry.image_list import read_image_list
+from tessera.photometry.image_list import FrameEntry, read_image_list
 from tessera.photometry.options import PhotometryOptions, Workers
 from tessera.photometry.patches import cells_per_side, grid
 from tessera.photometry.psf_files import read_psf
@@ -60,6 +60,21 @@ class PhotometryJob(Job):
             require_sources(Selection(outside, np.zeros_like(outside)), str(catalog.path), box)
             self._psfs(headers)
             _require_truth(self.options.inputs.truth)
+
+    def inputs(self) -> Iterator[Path]:
+        """Name the image list and the frames with their planes, the catalog, PSF files, and the truth of the report."""
+        given = self.options
+        yield from (given.inputs.image_list_file, given.inputs.input_catalog)
+        if given.inputs.truth is not None:
+            yield given.inputs.truth
+        with explained():
+            entries = self._entries()
+        from_files = given.epsf.source == "file"
+        for entry in entries:
+            planes = (entry.image, entry.weight, entry.mask, entry.psf if from_files else None)
+            yield from (path for path in planes if path is not None)
+        if from_files:
+            yield from given.epsf.files.values()
 
     def setup(self, ctx: Context) -> None:
         """Prepare the frames, shared by the ranks of each node, and select the sources."""
@@ -104,12 +119,14 @@ class PhotometryJob(Job):
         return sections(run)
 
     def _headers(self) -> list[FrameHeader]:
-        inputs, planes = self.options.inputs, self.options.planes
-        entries = read_image_list(inputs.image_list_file, inputs.extension, planes.weight_replace, planes.mask_replace)
-        headers = [read_header(entry, self.options.headers) for entry in entries]
+        headers = [read_header(entry, self.options.headers) for entry in self._entries()]
         checks = self.options.checks
         check_grid(headers, checks.wcs_tolerance_pix if checks.require_wcs_alignment else None)
         return headers
+
+    def _entries(self) -> list[FrameEntry]:
+        inputs, planes = self.options.inputs, self.options.planes
+        return read_image_list(inputs.image_list_file, inputs.extension, planes.weight_replace, planes.mask_replace)
 
     def _catalog(self, headers: Sequence[FrameHeader]) -> Catalog:
         inputs, run = self.options.inputs, self.options.patch_run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from hpc.errors import InputError
 from hpc.job import Job, Stage
+from tessera.hdf5_links import with_linked
 from tessera.lsq.errors import FitInputError
 from tessera.lsq.stage import FitStage
 from tessera.xpcs import native, outputs
@@ -50,6 +52,11 @@ class XpcsJob(Job):
             dataset, _ = self._load(_unread)
             vectors(self.options, objective_of(self.options, dataset, 1.0))
             native.functions(native.level())  # on a cluster's login node as on the others, better said now than there
+
+    def inputs(self) -> Sequence[Path]:
+        """Name the file of correlations, and those that it links to."""
+        path = self.options.experimental_data.file_path
+        return [path] if path.suffix == ".npz" else with_linked(path)
 
     def setup(self, ctx: Context) -> None:
         """Load the data and look at every value once; the ranks share the angles."""

@@ -1,0 +1,282 @@
+"""What identifies a run's input files: size, times and a cheap digest, so that others in their place are noticed.
+
+Files of up to 64 MiB are read whole for their SHA-256. Of a larger one 256 blocks of 64 KiB are read, evenly spread
+from its first to its last byte: all that was written anew is noticed, an edit that leaves size and all these blocks
+alone is not. A file whose size, times and inode are as recorded is not read again. Where a run has very many inputs,
+as a folder of a million pictures, folders are recorded by the names, sizes and times of their files, which are not
+read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from hpc.store.reading import is_absent
+
+WHOLE: Final = 64 << 20
+"""Bytes up to which a file is read whole."""
+
+BLOCKS: Final = 256
+BLOCK: Final = 64 << 10
+"""Of a larger file so many blocks of so many bytes are read."""
+
+MANY: Final = 10_000
+"""Of more inputs the folders are recorded in place of the files."""
+
+_FEW_IN_A_FOLDER: Final = 20
+"""So many files of a folder are still recorded one by one: the weights beside a million pictures."""
+
+_THREADS: Final = 8
+"""Files looked at side by side: on a network file system each costs a wait."""
+
+_COARSE: Final = 2_000_000_000
+"""Nanoseconds: a file that was written so shortly before it was read may be written again under the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """One input as it was found.
+
+    Attributes
+    ----------
+    path
+        As the job names it, absolute; a link is followed.
+    size
+        Bytes.
+    mtime, ctime
+        Nanoseconds since the epoch; ``ctime`` 0 where the times cannot be relied on.
+    inode
+        Number within its file system.
+    digest
+        ``sha256:…`` of the whole, ``sampled:…`` of blocks, empty where it was not read.
+    problem
+        Why it could not be looked at; the other fields then mean nothing.
+    """
+
+    path: str
+    size: int = 0
+    mtime: int = 0
+    ctime: int = 0
+    inode: int = 0
+    digest: str = ""
+    problem: str = ""
+
+    def same_stamp(self, other: InputFile) -> bool:
+        """Say whether nothing was done to the file since: size, times and inode are equal."""
+        mine, others = astuple(self)[1:5], astuple(other)[1:5]
+        return mine == others and bool(self.ctime)
+
+
+@dataclass(frozen=True, slots=True)
+class InputFolder:
+    """Very many inputs of one folder: their number, bytes, and a digest of names, sizes and times."""
+
+    path: str
+    files: int
+    nbytes: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """All inputs of a run, by path."""
+
+    files: Mapping[str, InputFile]
+    folders: Mapping[str, InputFolder]
+
+    @property
+    def count(self) -> int:
+        """How many files there are."""
+        return len(self.files) + sum(f.files for f in self.folders.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all together."""
+        return sum(f.size for f in self.files.values()) + sum(f.nbytes for f in self.folders.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "files": [list(astuple(f))[:6] for f in self.files.values()],
+            "folders": [list(astuple(f)) for f in self.folders.values()],
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Inputs:
+        """Return what `as_json` wrote."""
+        files = [InputFile(*row) for row in values["files"]]
+        folders = [InputFolder(*row) for row in values["folders"]]
+        return cls({f.path: f for f in files}, {f.path: f for f in folders})
+
+
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """What became of inputs.
+
+    Attributes
+    ----------
+    changed
+        A line for each file that is another now, naming it.
+    doubted
+        A line for each large file that was written to, and whose sampled blocks are as before.
+    touched
+        Whether any file has other times but the same content.
+    """
+
+    changed: tuple[str, ...] = ()
+    doubted: tuple[str, ...] = ()
+    touched: bool = False
+
+
+def expanded(paths: Iterable[Path]) -> list[str]:
+    """Return the files that a job named, sorted, each once; a folder stands for every file below it not hidden."""
+    found: set[str] = set()
+    for path in paths:
+        if path.is_dir():
+            for folder, below, names in os.walk(path.absolute()):
+                below[:] = [name for name in below if not name.startswith(".")]
+                found.update(f"{folder}/{name}" for name in names if not name.startswith("."))
+        else:
+            found.add(str(path.absolute()))
+    return sorted(found)
+
+
+def _folder_of(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def in_folders(paths: Sequence[str]) -> frozenset[str]:
+    """Return the folders that are recorded in place of their files, because there are very many of them."""
+    if len(paths) <= MANY:
+        return frozenset()
+    counts: dict[str, int] = defaultdict(int)
+    for path in paths:
+        counts[_folder_of(path)] += 1
+    return frozenset(folder for folder, count in counts.items() if count > _FEW_IN_A_FOLDER)
+
+
+def look(paths: Sequence[str], known: Mapping[str, InputFile], unread: frozenset[str]) -> list[InputFile]:
+    """Return what is found at each path.
+
+    Parameters
+    ----------
+    paths
+        Files.
+    known
+        Earlier findings: a file that nothing was done to since is not read again.
+    unread
+        Folders whose files are not read at all.
+
+    Raises
+    ------
+    OSError
+        If a known file cannot be read now: it may be the same.
+    """
+
+    def one(path: str) -> InputFile:
+        return _looked_at(path, known.get(path), read=_folder_of(path) not in unread)
+
+    if len(paths) < 2:
+        return [one(path) for path in paths]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(one, paths, chunksize=16))
+
+
+def _looked_at(path: str, known: InputFile | None, *, read: bool) -> InputFile:
+    try:
+        stat = Path(path).stat()
+        found = InputFile(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+        if not read:
+            return found
+        if known is not None and known.digest and found.same_stamp(known):
+            return known
+        found = replace(found, digest=digest_of(path))
+    except OSError as error:
+        if is_absent(error):
+            return InputFile(path, problem="is not there")
+        if known is not None:
+            raise  # whether it is the same cannot be told now
+        return InputFile(path, problem=f"cannot be read ({error.strerror or error})")
+    # What is written again within the clock's coarseness would have the same times.
+    return replace(found, ctime=0) if abs(time.time_ns() - stat.st_ctime_ns) < _COARSE else found
+
+
+def digest_of(path: str) -> str:
+    """Return the digest of a file's content; see the module's first lines for what of it is read.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size <= WHOLE:
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        digest = hashlib.sha256(str(size).encode())
+        for number in range(BLOCKS):
+            digest.update(os.pread(file.fileno(), BLOCK, number * (size - BLOCK) // (BLOCKS - 1)))
+        return f"sampled:{digest.hexdigest()}"
+
+
+def gathered(found: Iterable[InputFile], folders: frozenset[str]) -> Inputs:
+    """Return the inputs of a run from what was found at each path."""
+    files: dict[str, InputFile] = {}
+    below: dict[str, list[InputFile]] = defaultdict(list)
+    for each in sorted(found, key=lambda file: file.path):
+        folder = _folder_of(each.path)
+        if folder in folders and not each.problem:
+            below[folder].append(each)
+        else:
+            files[each.path] = each
+    return Inputs(files, {folder: _folder(folder, members) for folder, members in below.items()})
+
+
+def _folder(path: str, members: Sequence[InputFile]) -> InputFolder:
+    digest = hashlib.sha256()
+    for each in members:
+        digest.update(f"{Path(each.path).name}\0{each.size}\0{each.mtime}\n".encode(errors="surrogateescape"))
+    return InputFolder(path, len(members), sum(each.size for each in members), digest.hexdigest())
+
+
+def differences(before: Inputs, now: Inputs) -> Differences:
+    """Compare what was recorded with what is there now."""
+    changed, doubted, touched = [], [], False
+    for path in sorted(before.files.keys() | now.files.keys()):
+        old, new = before.files.get(path), now.files.get(path)
+        if old is None or new is None:
+            changed.append(f"{path}: {'is an input now and was none' if old is None else _left_out(path)}")
+        elif new.problem:
+            changed.append(f"{path}: {new.problem}")
+        elif old.size != new.size:
+            changed.append(f"{path}: has {new.size} bytes and had {old.size}")
+        elif old.digest != new.digest:
+            changed.append(f"{path}: has other content of the same size")
+        elif not new.same_stamp(old):
+            touched = True
+            if new.digest.startswith("sampled:") and (new.mtime, new.inode) != (old.mtime, old.inode):
+                doubted.append(f"{path}: was written to; its size and the blocks that were compared are as before")
+    for path in sorted(before.folders.keys() | now.folders.keys()):
+        changed.extend(_folder_changes(path, before.folders.get(path), now.folders.get(path)))
+    return Differences(tuple(changed), tuple(doubted), touched)
+
+
+def _left_out(path: str) -> str:
+    return "is no input any more" if Path(path).exists() else "is not there any more"
+
+
+def _folder_changes(path: str, old: InputFolder | None, new: InputFolder | None) -> Iterable[str]:
+    if old is None or new is None:
+        yield f"{path}: {f'has {new.files} inputs now and had none' if new else 'holds no inputs any more'}"
+    elif (old.files, old.nbytes) != (new.files, new.nbytes):
+        yield f"{path}: has {new.files} inputs of {new.nbytes} bytes and had {old.files} of {old.nbytes}"
+    elif old.digest != new.digest:
+        yield f"{path}: names or times of its {new.files} inputs are others (so many are not read)"
