@@ -14,6 +14,7 @@ from hpc.cli.arguments import Parser
 from hpc.errors import EXIT_DONE, EXIT_FAILED
 from hpc.kernel_record import told
 from hpc.rundir import RunDir
+from hpc.watch.status import read_status
 
 _STYLES: Final = {"ok": "green", "note": "yellow", "bad": "bold red", "unread": "magenta"}
 
@@ -36,6 +37,9 @@ def main(arguments: Sequence[str]) -> int:
     if counts["unread"]:
         said.append(f"{counts['unread']} cannot be read now; a resume waits for them, and stops if that does not end")
     kernels = told(run.path)
-    sound = f"all sound, but {kernels}" if kernels else "all sound"
+    buts = [kernels] if kernels else []
+    if read_status(run.path).identity.others:
+        buts.append("it went on with other inputs or code")
+    sound = f"all sound, but {'; '.join(buts)}" if buts else "all sound"
     console.print("\n".join(said) or sound, markup=False)
     return EXIT_FAILED if said else EXIT_DONE

@@ -75,6 +75,8 @@ def _finished(ending: Ending, status: RunStatus) -> Text:
         text.append(f" in {duration(status.updated - status.started)}")
     if status.kernels:
         text.append(f"\n{status.kernels}", style="yellow")
+    for other in status.identity.others:
+        text.append(f"\n{other}", style="yellow")
     text.append(f"\nresults  {ending.run / 'results'}")
     report = ending.run / "report" / "index.html"
     if report.is_file():

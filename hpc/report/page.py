@@ -19,7 +19,7 @@ from hpc.report.timeline import PALETTE, timeline
 from hpc.report.view import RunView, Section, Table
 from hpc.rundir import RunDir
 from hpc.store.plain import read_json
-from hpc.watch.screen import duration, speed
+from hpc.watch.screen import amount, duration, inputs_text, speed
 from hpc.watch.status import RunStatus, read_status
 
 _TONE: Final = {"done": "good", "failed": "bad", "lost": "bad", "unreadable": "bad"}
@@ -95,9 +95,11 @@ def _header(status: RunStatus, view: RunView, provenance: Mapping[str, Any]) -> 
         "ranks × threads": f"{status.size} × {status.threads}",
         "attempts": max(status.attempt, len(_attempts(provenance))),
     }
+    if status.identity.code:
+        shown |= {"code": status.identity.code, "inputs": inputs_text(status)}
     if status.quarantined:
         shown["quarantined"] = status.quarantined
-    messages = [text for text in (status.message, status.kernels) if text]
+    messages = [text for text in (status.message, status.kernels, *status.identity.others) if text]
     message = "".join(f'<p class="warning">{escape(text)}</p>' for text in messages)
     return (
         f'<header><h1>{escape(status.job)}{badge}</h1><div class="path">{escape(view.path)}</div>'
@@ -167,7 +169,7 @@ def _checkpoints(events: Iterable[Mapping[str, Any]]) -> str:
             sum(float(r.get(name, 0)) for r in ranks) for name in ("files", "nbytes", "blocked", "wall")
         )
         share = 100 * blocked / wall if wall else 0.0
-        rows.append((event["stage"], int(files), _size(size), blocked, share))
+        rows.append((event["stage"], int(files), amount(size), blocked, share))
     if not rows:
         return ""
     columns = ("stage", "files", "saved", "blocked, s", "of the ranks' time, %")
@@ -189,14 +191,6 @@ def _notes(events: Iterable[Mapping[str, Any]]) -> str:
 
 def _rest(number: int, file: str) -> str:
     return f"<p>{number - _LISTED} more are in {escape(file)}.</p>" if number > _LISTED else ""
-
-
-def _size(nbytes: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if nbytes < 1024:
-            return f"{nbytes:.3g} {unit}"
-        nbytes /= 1024
-    return f"{nbytes:.3g} TiB"
 
 
 def _words(event: Mapping[str, Any]) -> str:

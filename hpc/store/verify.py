@@ -10,9 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from hpc.errors import CorruptFileError, RunDirError, UnreadableError
+from hpc.identity import has_results, read_identity
+from hpc.inputs import Inputs, differences, look
 from hpc.kernel_record import NAME as KERNELS
 from hpc.kernel_record import other_kernels
 from hpc.rundir import RunDir, config_hash
@@ -25,6 +27,9 @@ from hpc.store.records import read_keyed, read_record
 from hpc.store.sealing import harm, in_force
 from hpc.store.segments import list_segment, read_whole
 from hpc.watch.events import scan_events
+
+_NAMED: Final = 10
+"""Changed inputs that are listed."""
 
 Status = Literal["ok", "note", "bad", "unread"]
 
@@ -61,6 +66,7 @@ def verify_run(run: RunDir) -> Iterator[Verdict]:
     yield _config(run)
     yield _provenance(run)
     yield from _kernels(run)
+    yield from _identity(run)
     yield from _watched(run)
     yield from _lock(run, working=working)
     for path in sorted(p for p in run.path.rglob(f"*{TEMPORARY}*") if p.is_file()):
@@ -177,6 +183,33 @@ def _computed_by(home: Mapping[str, str], attempts: Iterable[int]) -> list[str]:
     """Return the units that one of some attempts computed: segments are named after theirs."""
     prefixes = tuple(f"seg-{attempt:04d}-" for attempt in attempts)
     return sorted(key for key, name in home.items() if name.startswith(prefixes))
+
+
+def _identity(run: RunDir) -> Iterator[Verdict]:
+    """Compare the inputs with what the run was started with, and tell what it went on with."""
+    name = run.inputs_file.name
+    try:
+        recorded = read_identity(run)
+        if recorded is None:
+            if has_results(run):
+                yield Verdict(name, "note", "missing: which inputs and code the run was started with is not known")
+            return
+        files = recorded.inputs.files
+        now = Inputs({file.path: file for file in look(list(files), files, frozenset())}, recorded.inputs.folders)
+    except CorruptFileError as error:
+        yield Verdict(name, "bad", f"{error}; a resume sets it aside, and compares with nothing")
+    except OSError as error:
+        yield _unread(name, error)
+    else:
+        for other in recorded.others:
+            yield Verdict(name, "note", other)
+        changed = differences(recorded.inputs, now).changed
+        for line in changed[:_NAMED]:
+            yield Verdict(name, "note", f"a resume is refused: {line}")
+        if not changed:
+            yield Verdict(
+                name, "ok", f"{_count(recorded.inputs.count, 'input')} as recorded, code {recorded.code.told}"
+            )
 
 
 def _watched(run: RunDir) -> Iterator[Verdict]:

@@ -101,7 +101,25 @@ def screen(status: RunStatus, now: float) -> RenderableType:
         parts.append(Text(status.slurm_silent, style="yellow"))
     if status.kernels:
         parts.append(Text(status.kernels, style="yellow"))
+    parts.extend(Text(other, style="yellow") for other in status.identity.others)
+    if status.identity.code:
+        parts.append(Text(f"code {status.identity.code}; {inputs_text(status)}", style="dim"))
     return Group(*parts)
+
+
+def inputs_text(status: RunStatus) -> str:
+    """Return how many input files a run has, and their size."""
+    count = status.identity.inputs
+    return f"{count} input{'' if count == 1 else 's'}, {amount(status.identity.nbytes)}" if count else "no input files"
+
+
+def amount(nbytes: float) -> str:
+    """Return a size in the unit in which it reads best."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if nbytes < 1024:
+            return f"{nbytes:.3g} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.3g} TiB"
 
 
 def _heading(status: RunStatus) -> Text:

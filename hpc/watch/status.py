@@ -74,6 +74,19 @@ class RankStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class IdentityStatus:
+    """What a run works with: its code in words, its input files and their bytes.
+
+    ``others`` has a line for each time that it went on with other inputs or code than it was started with.
+    """
+
+    code: str = ""
+    inputs: int = 0
+    nbytes: int = 0
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class RunStatus:
     """A run as its directory tells it.
 
@@ -97,6 +110,8 @@ class RunStatus:
         Which rank of the last attempt failed, where and why; None if none did, or none is known.
     kernels
         From which attempt on bits may differ because the numeric libraries ran other kernels, empty if nowhere.
+    identity
+        Code and inputs.
     """
 
     path: str
@@ -120,6 +135,7 @@ class RunStatus:
     message: str = ""
     failure: Failure | None = None
     kernels: str = ""
+    identity: IdentityStatus = field(default_factory=IdentityStatus)
 
     @property
     def current(self) -> StageStatus | None:
@@ -152,6 +168,7 @@ class _Progress:
     threads: int
     message: str
     ranks: tuple[RankStatus, ...]
+    identity: IdentityStatus = field(default_factory=IdentityStatus)
 
     def __post_init__(self) -> None:
         if self.state not in (*LIVE, *ENDED):
@@ -273,6 +290,7 @@ def _status(path: str, job: str, progress: _Progress, failure: Failure | None, o
         message=failure.error if failure else progress.message,
         failure=failure,
         kernels=told(Path(path)),
+        identity=progress.identity,
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import damage
+import identity
 import protocol
 import refused
 import whole_runs
@@ -55,6 +56,8 @@ CATALOGUE = (
     Entry("results missing, emptied or changed after the end", refused.results_harmed_after_the_end, 12),
     Entry("provenance lost and seed changed", refused.provenance_lost_and_seed_changed, 8),
     Entry("quarantine retried with a damaged progress file", refused.retried_with_damaged_progress, 6),
+    Entry("input changed, resized or missing", identity.changed_input, 12),
+    Entry("other code of the same version", identity.changed_code, 8),
     Entry("run directory removed or renamed", whole_runs.directory_gone, 4),
     Entry("file system full", whole_runs.full_disk, 5),
     Entry("file size limit reached", whole_runs.file_size_limit, 5),

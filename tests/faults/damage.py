@@ -27,6 +27,7 @@ PATTERNS = (
     "progress.json",
     "events.jsonl",
     "provenance.json",
+    "inputs.json",
 )
 """Every sort of file that an attempt leaves and another one may read."""
 

@@ -11,7 +11,7 @@ from harness import Harness, Scenario, Struck, output_of
 from hpc.retry import forget_quarantine
 from hpc.rundir import RunDir
 
-TARGETS = ("seg-*.h5", "gen-*.h5", "gen-*.json", "complete.json", "quarantine.json", "provenance.json")
+TARGETS = ("seg-*.h5", "gen-*.h5", "gen-*.json", "complete.json", "quarantine.json", "provenance.json", "inputs.json")
 ERRORS = ("ENOSPC", "EIO", "EROFS", "EDQUOT")
 NEVER = 10**9
 

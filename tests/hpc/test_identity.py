@@ -21,6 +21,8 @@ from hpc.options import build
 from hpc.rundir import RunDir
 from hpc.settings import Settings
 from hpc.store.records import read_record
+from hpc.store.verify import verify_run
+from hpc.watch.status import read_status
 
 pytestmark = pytest.mark.mpi
 
@@ -222,3 +224,28 @@ def test_a_refusal_says_both_codes(tmp_path, monkeypatch):
         ChangedCodeError, match=r"commit 0123456789(.|\n)*, and this is 0(.|\n)*hpc/run\.py: was edited"
     ):
         refuse(path)
+
+
+def test_what_a_run_went_on_with_is_said_wherever_people_look(tmp_path, factor):
+    path = tmp_path / "run"
+    stopped(path, factor=str(factor))
+    factor.write_text("3.5\n")
+    (refused,) = [v for v in verify_run(RunDir(path)) if v.subject == "inputs.json"]
+    assert refused.text == f"a resume is refused: {factor}: has other content of the same size"
+    done = again(path, 1, CHECKOUT, "-m", "hpc", "resume", "--any-inputs")
+    assert done.returncode == 0, done.stderr
+    assert "went on with other inputs" in done.stdout
+    status = read_status(path)
+    assert (status.identity.inputs, status.identity.nbytes) == (1, 4)
+    assert "went on with other inputs" in status.identity.others[0]
+    page = (path / "report" / "index.html").read_text()
+    assert "went on with other inputs" in page
+    assert "1 input, 4 B" in page
+    for verb, words in ("status", "1 input, 4 B"), ("verify", "all sound, but it went on with other inputs or code"):
+        said = again(path, 1, CHECKOUT, "-m", "hpc", verb)
+        assert said.returncode == 0
+        assert words in said.stdout
+        assert "went on with other inputs" in said.stdout
+    assert "any_inputs: true" in (path / "config.yaml").read_text()
+    factor.write_text("4.5\n")  # another change has to be let pass anew
+    assert again(path, 1, CHECKOUT, "-m", "hpc", "resume").returncode == 2
