@@ -123,6 +123,8 @@ def _combined(status: RunStatus, name: str, job: JobState) -> RunStatus:
     if job.state == "GONE" and _is_anothers(Path(status.path)):
         unsure = f"SLURM does not show job {name}: it has ended, or this site shows everybody only their own jobs"
         return replace(status, slurm_silent=unsure)
+    if status.state == "not started" and job.state == "CANCELLED":
+        return replace(status, message=f"SLURM job {name} was cancelled before it began")
     ended = "is gone from SLURM" if job.state == "GONE" else f"ended: {job.state}"
     ended += f", exit code {job.exit_code}" if job.exit_code not in {"", "0:0"} else ""
     ended += f" ({job.reason})" if job.reason and job.state != "GONE" else ""

@@ -144,7 +144,7 @@ def test_cancel_of_a_lost_run_harms_nobody(toy, tmp_path, capsys):
             assert "lost; go on with: tessera resume" in capsys.readouterr().out
         assert innocent.poll() is None
         forge(run.path / "lock", host="elsewhere", pid=innocent.pid)
-        assert tessera(["cancel", "--now", str(run.path)]) == 2
+        assert tessera(["cancel", "--now", str(run.path)]) == 1
         assert "elsewhere" in capsys.readouterr().err
         assert innocent.poll() is None
 
