@@ -139,7 +139,7 @@ def _report(active: Sequence[RunStatus], jobs: Mapping[str, str], troubles: dict
     deadline = time.monotonic() + _ENDING
     while True:
         statuses = read_statuses([Path(s.path) for s in active])
-        if all(s.state != "pending" for s in statuses) or time.monotonic() > deadline:
+        if all(s.state != "pending" or s.path in troubles for s in statuses) or time.monotonic() > deadline:
             break
         time.sleep(_POLL)
     for status in statuses:
