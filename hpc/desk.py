@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
@@ -27,6 +28,11 @@ _REQUEST: Final = 71
 _REPLY: Final = 72
 _HEARD: Final = 73
 _IDLE: Final = 1e-3
+
+_WISHES: Final[tuple[Wish, ...]] = ("", "requeue", "stop")
+_GO: Final = 4
+_WORDS: Final = tuple(bytearray([number]) for number in range(8))
+"""Answers to a sign of life: what somebody wishes, and whether to leave now. Kept here, since MPI reads them later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,12 @@ class Desk:
         The units of the current stage that were given up.
     hopeless
         The units that failed, if everything does and the stage was stopped for that; none of them is in quarantine.
+    drained
+        Ranks that have made durable what they had finished when they were told to stop.
+    going, sent_off
+        Whether all may leave now, and which ranks have been told so.
+    on_wish
+        Told what rank 0 is asked for, by whichever rank.
     over
         Whether the books are closed: what is asked for after that changes nothing any more.
     """
@@ -78,6 +90,10 @@ class Desk:
     wish: Wish = field(default="", init=False)
     quarantine: Quarantine = field(default_factory=Quarantine, init=False)
     hopeless: tuple[UnitFailure, ...] = field(default=(), init=False)
+    drained: set[int] = field(default_factory=set, init=False)
+    going: bool = field(default=False, init=False)
+    sent_off: set[int] = field(default_factory=set, init=False)
+    on_wish: Callable[[Wish], None] = field(default=lambda _: None, init=False)
     over: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -138,6 +154,7 @@ class Desk:
                 self.events.emit("stop", wish=wish)
             self.wish = self.progress.wish = wish
             self._queue.stop()
+            self.on_wish(wish)
 
     def _put_in_quarantine(self, failure: UnitFailure) -> None:
         self._queue.finish(failure.key, failed=True)
@@ -188,14 +205,19 @@ class DeskThread:
     def _handle(self, source: int) -> None:
         from mpi4py import MPI
 
-        kind: Literal["want", "pulse", "event"]
+        kind: Literal["want", "pulse", "drained", "event"]
         kind, *content = self._comm.recv(source=source, tag=_REQUEST)
         if kind == "want":
             self._comm.send(self._desk.want(source, content[0]), dest=source, tag=_REPLY)
-        elif kind == "pulse":
+        elif kind in {"pulse", "drained"}:
             self._desk.pulse(*content)
+            if kind == "drained":
+                self._desk.drained.add(source)
+            word = _WORDS[_WISHES.index(self._desk.wish) + _GO * self._desk.going]
             # Not waited for: the node it goes to may be cut off.
-            self._comm.Isend([b"", MPI.BYTE], dest=source, tag=_HEARD).Free()
+            self._comm.Isend([word, MPI.BYTE], dest=source, tag=_HEARD).Free()
+            if self._desk.going:
+                self._desk.sent_off.add(source)
         else:
             name, facts = content
             self._desk.event(name, **facts)
@@ -208,12 +230,16 @@ class RemoteDesk:
     ----------
     heard
         Grows with every word from the desk.
+    on_word
+        Told what the desk wishes, and whether to leave now.
     """
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         self._comm = comm
         self.heard = 0
+        self.on_word: Callable[[Wish, bool], None] = lambda *_: None
         self._unheard = 0
+        self._taking = threading.Lock()
 
     def ask(self, receipt: Receipt) -> None:
         """Send the receipt."""
@@ -233,8 +259,16 @@ class RemoteDesk:
     def pulse(self, pulse: Pulse, wish: Wish) -> None:
         """Send a sign of life; the desk's words that it was heard are taken with the next one."""
         self._take_words()
-        self._comm.send(("pulse", pulse, wish), dest=0, tag=_REQUEST)
-        self._unheard += 1
+        self._send("pulse", pulse, wish)
+
+    def drained(self, pulse: Pulse) -> None:
+        """Say that all is durable that this rank had finished when it was told to stop."""
+        self._send("drained", pulse, "")
+
+    def _send(self, kind: str, pulse: Pulse, wish: Wish) -> None:
+        with self._taking:
+            self._unheard += 1
+        self._comm.send((kind, pulse, wish), dest=0, tag=_REQUEST)
 
     def settle(self, seconds: float) -> None:
         """Wait so long until every sign of life was heard: no message may be left behind in MPI."""
@@ -246,10 +280,15 @@ class RemoteDesk:
     def _take_words(self) -> None:
         from mpi4py import MPI
 
-        while self._comm.Iprobe(0, _HEARD):
-            self._comm.Recv([bytearray(1), MPI.BYTE], source=0, tag=_HEARD)
-            self.heard += 1
-            self._unheard -= 1
+        wish, go, word = 0, False, bytearray(1)
+        with self._taking:  # two threads may wait for words
+            while self._comm.Iprobe(0, _HEARD):
+                self._comm.Recv([word, MPI.BYTE], source=0, tag=_HEARD)
+                wish, go = max(wish, word[0] % _GO), go or word[0] >= _GO
+                self.heard += 1
+                self._unheard -= 1
+        if wish or go:
+            self.on_word(_WISHES[wish], go)
 
     def event(self, name: str, **facts: object) -> None:
         """Send a record."""

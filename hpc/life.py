@@ -118,9 +118,13 @@ class Life:
             self.desk.pulse(self.pulse(), agreed)
         return bool(agreed)
 
-    def stop_code(self) -> int:
-        """Return the exit code of a rank that saved and stops: it says whether the job comes back."""
-        wish = self.agreed or (self.desk.wish if self.desk else "") or self.stop.wish
+    def stop_code(self, told: Wish = "") -> int:
+        """Return the exit code of a rank that saved and stops: it says whether the job comes back.
+
+        What the ranks have agreed on, or rank 0 has told this one, goes before what this one was asked for itself: srun
+        asks the others to stop as soon as the first has left.
+        """
+        wish = told or self.agreed or (self.desk.wish if self.desk else "") or self.stop.wish
         return EXIT_TOLD_TO_STOP if wish == "stop" else EXIT_COME_BACK
 
     def start_writer(self, stage: str, writers: int = 1) -> Writer:
@@ -186,6 +190,8 @@ class Life:
             rss_mb=_rss_mb(),
             place=self.process.place,
             process_started=self.process.started,
+            saved_of=self.saving.stage if self.saving is not None else None,
+            saved=self.saving.durable if self.saving is not None else 0,
         )
 
 

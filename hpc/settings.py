@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,3 +157,11 @@ class Settings:
         if isinstance(self.cluster, SlurmCluster):
             return min(self.engine.grace, self.cluster.signal_delay / 2)
         return self.engine.grace
+
+    @property
+    def leave_by(self) -> float:
+        """Seconds after a stop signal at which a rank leaves, even if others have not saved all that they finished."""
+        if isinstance(self.cluster, SlurmCluster):
+            return max(self.grace + 1.0, self.cluster.signal_delay - max(5.0, 0.1 * self.cluster.signal_delay))
+        # In a script of a user's own it is not known when the kill comes; the templates leave 180 s.
+        return self.grace + (60.0 if "SLURM_JOB_ID" in os.environ else self.checkpoint.deadline)

@@ -92,8 +92,11 @@ def _stopped(ending: Ending, status: RunStatus) -> Text:
     text = Text()
     if ending.returned in {EXIT_COME_BACK, EXIT_TOLD_TO_STOP}:
         text.append("stopped and saved", style="bold yellow")
-        done = sum(stage.done for stage in status.stages)
-        text.append(f" ({done} units done)" if done else "")
+        saved = sum(stage.saved for stage in status.stages)
+        text.append(f" ({saved} units saved)" if saved else "")
+        lost = sum(stage.done - stage.saved for stage in status.stages if stage.kind == "map")
+        if lost > 0:
+            text.append(f"\n{lost} more were finished but could not be saved in time; they will be computed again")
     elif _silent(ending, status):
         text.append("stopped before the ranks were ready", style="bold yellow")
     else:

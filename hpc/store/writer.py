@@ -60,7 +60,7 @@ class WriteCost:
 
 
 class Writer:
-    """Makes finished units and states durable, beside the computation.
+    """Makes finished units and states durable, beside the computation; ``durable`` counts the units that are.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ class Writer:
         config_hash: str = "",
     ) -> None:
         self._directory = directory
-        self._stage = stage
+        self.stage = stage
         self._prefix = f"seg-{attempt:04d}-{rank:05d}"
         self._settings = settings
         self._warn = warn
@@ -114,6 +114,7 @@ class Writer:
         self._closing = False
         self._error: BaseException | None = None
         self._number = 0
+        self.durable = 0
         self.cadence = Cadence(settings, writers)
         self.cost = WriteCost()
         self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
@@ -283,7 +284,7 @@ class Writer:
             save_generation(self._directory, job.number, job.arrays, job.facts, self._settings.keep, self._check)
         else:
             path = self._directory / f"{self._prefix}-{self._number:06d}.h5"
-            write_segment(path, self._stage, job, self._check, self._config_hash)
+            write_segment(path, self.stage, job, self._check, self._config_hash)
 
     def _done(self, job: list[Finished] | Snapshot, seconds: float) -> None:
         with self._changed:
@@ -297,6 +298,7 @@ class Writer:
                 self.cost.nbytes += nbytes
                 self._bytes -= nbytes
                 self._number += 1
+                self.durable += len(job)
                 self._batches.popleft()
             self.cadence.measured(seconds)
             self._busy = False

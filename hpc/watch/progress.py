@@ -23,7 +23,7 @@ _WINDOW: Final = 30.0
 
 @dataclass(slots=True)
 class StageProgress:
-    """Counts of one stage."""
+    """Counts of one stage; ``saved`` of the ``done`` are durable, as far as rank 0 has heard."""
 
     name: str
     kind: str
@@ -32,13 +32,18 @@ class StageProgress:
     total: int = 0
     quarantined: int = 0
     restored: int = 0
+    saved: int = 0
     seconds: float = 0.0
     figures: dict[str, float | str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Pulse:
-    """A rank's sign of life; ``place`` and ``process_started`` say which process it is, see `hpc.process`."""
+    """A rank's sign of life.
+
+    ``saved`` units of the stage ``saved_of`` are durable; ``place`` and ``process_started`` say which process it is,
+    see `hpc.process`.
+    """
 
     rank: int
     host: str
@@ -50,6 +55,8 @@ class Pulse:
     rss_mb: float = 0.0
     place: str = ""
     process_started: str = ""
+    saved_of: str | None = None
+    saved: int = 0
 
 
 @dataclass
@@ -110,6 +117,7 @@ class Progress:
         with self._lock:
             stage = self.stages[self._current]
             stage.state = "done"
+            stage.saved = stage.done
             stage.seconds = time.monotonic() - self._stage_start
             return stage.seconds
 
@@ -118,7 +126,7 @@ class Progress:
         with self._lock:
             stage = self.stages[index]
             stage.state, stage.total, stage.quarantined = "done", total, quarantined
-            stage.done = stage.restored = total - quarantined
+            stage.done = stage.restored = stage.saved = total - quarantined
 
     @property
     def quarantined(self) -> int:
@@ -137,7 +145,11 @@ class Progress:
             running = 0 <= self._current < len(self.stages) and self.stages[self._current].state == "running"
             rate, eta = self._rate() if running else (0.0, None)
             if running:
-                self.stages[self._current].seconds = time.monotonic() - self._stage_start
+                stage = self.stages[self._current]
+                stage.seconds = time.monotonic() - self._stage_start
+                if stage.kind == "map":
+                    saved = sum(rank.saved for rank in self.ranks.values() if rank.saved_of == stage.name)
+                    stage.saved = stage.restored + saved
             return {
                 "schema": SCHEMA,
                 "state": self.state,

@@ -35,7 +35,8 @@ DEAD_SILENCE: Final = 5.0
 class StageStatus:
     """One stage: how many of its units (or steps) are done; ``restored`` came from earlier attempts.
 
-    ``figures`` is what a loop says of its state.
+    ``saved`` units are durable (of a loop that is not over, they are not counted); ``figures`` is what a loop says of
+    its state.
     """
 
     name: str
@@ -45,6 +46,7 @@ class StageStatus:
     total: int = 0
     quarantined: int = 0
     restored: int = 0
+    saved: int = 0
     seconds: float = 0.0
     figures: Mapping[str, float | str] = field(default_factory=dict)
 

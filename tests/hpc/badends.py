@@ -8,11 +8,13 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hpc import Arrays, Context, Job, Loop, Stage
+from hpc import Arrays, Context, Job, Loop, Map, Stage, Unit
+from hpc.store import atomic
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,41 @@ class Steps(Loop):
 
     def finish(self, state: Arrays, ctx: Context) -> None:
         (ctx.results_dir / "n.txt").write_text(str(state["n"]))
+
+
+class Units(Map):
+    """One unit takes an hour, which a stop signal cannot wait for; the others are quick."""
+
+    name = "units"
+
+    def units(self, ctx: Context) -> Sequence[Unit]:
+        return [Unit("long", 1000.0), *(Unit(f"u{k:03d}") for k in range(12))]
+
+    def run(self, unit: Unit, ctx: Context) -> Arrays:
+        time.sleep(3600 if unit.key == "long" else 0.02)
+        return {"a": np.ones(3)}
+
+
+class SlowDisk(Job):
+    """Files become durable slowly on every rank but the first, as seen on shared file systems."""
+
+    Options = Options
+
+    def __init__(self, options: Any) -> None:
+        pass
+
+    def setup(self, ctx: Context) -> None:
+        if ctx.rank > 0:
+            true = atomic._fsync
+
+            def slow(path: Path) -> None:
+                time.sleep(1.0)
+                true(path)
+
+            atomic._fsync = slow
+
+    def stages(self) -> Sequence[Stage]:
+        return [Units()]
 
 
 class BadEnd(Job):
