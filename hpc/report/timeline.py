@@ -123,10 +123,12 @@ def _stage(span: Span, scale: float, colours: Mapping[str, str]) -> str:
 
 def _rank(span: Span, rank: Mapping[str, Any], scale: float, row: float, colours: Mapping[str, str]) -> str:
     x, y = _x(span.begin, scale), _LANE + 8 + row * int(rank["rank"])
-    busy, wall = float(rank["busy"]), span.end - span.begin
+    busy, wall = float(rank.get("busy", 0.0)), span.end - span.begin
     tall = row - min(3.0, row / 3)
     colour = colours[span.stage]
-    title = escape(f"rank {rank['rank']}, {span.stage}: {rank['units']} units, {busy:.2f} of {wall:.2f} s in units")
+    title = escape(
+        f"rank {rank['rank']}, {span.stage}: {rank.get('units', 0)} units, {busy:.2f} of {wall:.2f} s in units"
+    )
     return (
         f'<g fill="{colour}"><title>{title}</title>'
         f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(1.0, wall * scale):.1f}" height="{tall:.1f}" opacity="0.22"/>'

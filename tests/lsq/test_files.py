@@ -17,7 +17,7 @@ def test_hdf5_without_the_dataset_lists_what_is_there(tmp_path):
     with pytest.raises(DataError, match=r"no z, q; it holds: a/u \(1037,\), a/v") as caught:
         Hdf5Source(path, Columns(("a/u", "z"), "y", "q"))
     assert str(path) in str(caught.value)
-    with pytest.raises(DataError, match="no a"):  # a group is no dataset
+    with pytest.raises(DataError, match="a is a group"):  # a group is no dataset
         Hdf5Source(path, Columns(("a",), "y"))
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tessera.lsq.errors import DataError
+from tessera.input_files import explained, require_file
+from tessera.lsq.errors import DataError, FitInputError
 from tessera.lsq.sources import CHUNK_SIZE, ArraySource, Chunk
 
 if TYPE_CHECKING:
@@ -103,10 +104,17 @@ class Hdf5Source:
         _require_file(self.path)
         with _explained(self.path, "its header"):
             self._file = h5py.File(self.path, "r", locking=False)
-        file, columns = self._file, self._columns
-        missing = [n for n in columns.names if not isinstance(file.get(n), h5py.Dataset)]
+            return self._columns_of(self._file)
+
+    def _columns_of(self, file: h5py.File) -> ArraySource:
+        columns = self._columns
+        from tessera.hdf5_sound import is_there, sound_dataset
+
+        missing = [n for n in columns.names if not is_there(file, n)]
         if missing:
             raise DataError(_lacks(self.path, missing, _datasets(file)))
+        for name in columns.names:
+            sound_dataset(file, name, DataError)
         m = int(file[columns.y].shape[0]) if file[columns.y].ndim else 0
         x: Any = [_opened(file, n, m) for n in columns.x]
         if len(x) == 1:
@@ -168,7 +176,7 @@ def npy_source(folder: Path, columns: Columns, *, chunk_size: int = CHUNK_SIZE) 
     for name in columns.names:
         try:
             arrays[name] = np.load(there[name], mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+        except Exception as error:  # the head is a Python expression: its parser has errors of its own
             msg = f"{there[name]} cannot be read as an array ({error}); write it with numpy.save"
             raise DataError(msg) from error
     return _in_arrays(arrays, folder, columns, chunk_size)
@@ -184,12 +192,22 @@ def csv_source(path: Path, columns: Columns, *, chunk_size: int = CHUNK_SIZE) ->
         message names the row). Empty fields are NaN.
     """
     _require_file(path)
+    with explained(str(path), "give a CSV file with a header line", DataError):
+        return _csv_source(path, columns, chunk_size)
+
+
+def _csv_source(path: Path, columns: Columns, chunk_size: int) -> ArraySource:
     with path.open(encoding="utf-8-sig") as lines:
         head = [name.strip().strip('"') for name in lines.readline().lstrip("#").split(",")]
         missing = [n for n in columns.names if n not in head]
         if missing:
             raise DataError(_lacks(path, missing, dict.fromkeys(head, "")))
         wanted = [head.index(n) for n in columns.names]
+        begin = lines.tell()
+        if not any(line.strip() for line in lines):
+            msg = f"{path} holds no points, only the names of its columns; there is nothing to fit"
+            raise DataError(msg)
+        lines.seek(begin)
         try:
             table = np.loadtxt(lines, delimiter=",", usecols=wanted, ndmin=2, unpack=True, converters=_field)
         except ValueError as error:
@@ -240,14 +258,18 @@ def _labels(path: Path, columns: Columns) -> Sequence[str]:
 
 
 def _field(text: str) -> float:
+    if "_" in text:  # Python reads 1_000 as a thousand; here it is a damaged 1.000 or 1e000
+        msg = f"could not convert string to float: {text!r}"
+        raise ValueError(msg)
     return float(text) if text.strip() else float("nan")
 
 
 def _require_file(path: Path) -> None:
-    if not path.is_file():
+    if not path.exists():
         near = sorted(p.name for p in path.parent.iterdir())[:_SHOWN] if path.parent.is_dir() else []
         msg = f"{path} does not exist; {path.parent} holds: {', '.join(near) or 'nothing'}"
         raise DataError(msg)
+    require_file(path, "", "give a file", DataError)
 
 
 def _datasets(file: h5py.File) -> dict[str, str]:
@@ -259,7 +281,10 @@ def _datasets(file: h5py.File) -> dict[str, str]:
         if isinstance(item, h5py.Dataset):
             found[name] = f" {item.shape}"
 
-    file.visititems(note)
+    try:
+        file.visititems(note)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        found[f"and what cannot be listed ({error})"] = ""
     return found
 
 
@@ -274,7 +299,9 @@ def _explained(path: Path, what: str) -> Iterator[None]:
     """Turn HDF5's errors into what the user has to know."""
     try:
         yield
-    except OSError as error:
+    except FitInputError:
+        raise
+    except Exception as error:  # HDF5 tells damage with whatever h5py makes of it
         words = str(error)
         if "truncated" in words:
             sizes = words.rsplit("truncated file: ", maxsplit=1)[-1].rstrip(")")

@@ -6,14 +6,13 @@ transparency dropped, the first frame of an animation, CMYK by Pillow's simple f
 
 from __future__ import annotations
 
-import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from PIL import ExifTags, Image
 
+from tessera.input_files import cause, require_file
 from tessera.mcdropout.errors import ImageError
 
 OddPolicy: TypeAlias = Literal["convert", "skip", "refuse"]
@@ -22,8 +21,6 @@ OddPolicy: TypeAlias = Literal["convert", "skip", "refuse"]
 UnreadablePolicy: TypeAlias = Literal["skip", "refuse"]
 """What to do with a file that cannot be read as an image."""
 
-# What Pillow raises on damaged files, besides OSError: its readers parse bytes with all of these.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, struct.error, zlib.error)
 _UPRIGHT = 1
 
 
@@ -43,6 +40,7 @@ def read_image(path: Path) -> Picture:
     ImageError
         If the file is missing, damaged or cut short, or of more than 8 bits, which Pillow would clip.
     """
+    require_file(path, "", "replace the file or leave it out", ImageError)
     try:
         with Image.open(path) as image:
             image.load()
@@ -56,9 +54,8 @@ def read_image(path: Path) -> Picture:
     except Image.DecompressionBombError as error:
         msg = f"{path} is too large ({error}); make it smaller"
         raise ImageError(msg) from error
-    except _DAMAGED as error:
-        cause = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        msg = f"{path} {cause}; replace the file or leave it out"
+    except Exception as error:  # Pillow's readers parse bytes with whatever may fail on damaged ones
+        msg = f"{path} {cause(error)}; replace the file or leave it out"
         raise ImageError(msg) from error
 
 

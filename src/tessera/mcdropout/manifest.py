@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from hpc.store.plain import read_json
 from tessera.mcdropout.errors import ImageError
 
 SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
@@ -49,8 +50,8 @@ def read_manifest(path: Path) -> list[str]:
         If it cannot be read, holds no paths, or names a file that is not there.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        record = read_json(path)
+    except (OSError, ValueError) as error:
         msg = f'manifest {path} cannot be read ({error}); it has to be JSON with a list "paths"'
         raise ImageError(msg) from error
     paths = record.get("paths") if isinstance(record, dict) else None
@@ -58,7 +59,7 @@ def read_manifest(path: Path) -> list[str]:
         msg = f'manifest {path} holds no list "paths" of images; write one such as {{"paths": ["a.png"]}}'
         raise ImageError(msg)
     found = [str(path.parent / p) for p in paths]
-    missing = [p for p in found if not Path(p).is_file()]
+    missing = [p for p in found if not os.path.isfile(p)]  # noqa: PTH113 - the method raises for long names
     if missing:
         msg = f"manifest {path} names {len(missing)} files that are not there, such as {missing[0]}; correct the paths"
         raise ImageError(msg)

@@ -6,13 +6,15 @@ OpenCLIP directories an ``open_clip_config.json`` that may name a timm model.
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hpc.store import plain
+from tessera.input_files import explained
 from tessera.mcdropout.blocks import Activation
 from tessera.mcdropout.errors import WeightsError
 from tessera.mcdropout.preprocess import Preprocess, from_hugging_face, from_open_clip
@@ -23,6 +25,12 @@ from tessera.mcdropout.towers import TowerConfig
 HF_CONFIG = "config.json"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
+
+_COPY_AGAIN = "copy it again from the model's repository"
+
+_MOST = {"width": 65536, "layers": 1000, "heads": 1024, "mlp": 1 << 20, "patch": 4096, "image_size": 16384}
+_MOST |= {"embed_dim": 65536, "context": 1 << 17, "vocabulary": 1 << 26, "size": 16384}
+"""Largest sizes of what may be a model."""
 
 _ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "quick_gelu",
@@ -99,9 +107,13 @@ def read_architecture(folder: Path) -> Architecture:
         if "model_cfg" not in config:
             msg = f"{open_clip} has no model_cfg; copy the file again from the model's repository"
             raise WeightsError(msg)
-        return open_clip_architecture(config["model_cfg"], config.get("preprocess_cfg", {}), str(open_clip))
+        with explained(str(open_clip), _COPY_AGAIN, WeightsError):
+            found = open_clip_architecture(config["model_cfg"], config.get("preprocess_cfg", {}), str(open_clip))
+            return _possible(found)
     if hugging_face.is_file():
-        return hugging_face_architecture(read_json(hugging_face), _read_preprocessor(folder), str(hugging_face))
+        config = read_json(hugging_face)
+        with explained(f"{hugging_face} or the preprocessor's beside it", _COPY_AGAIN, WeightsError):
+            return _possible(hugging_face_architecture(config, _read_preprocessor(folder), str(hugging_face)))
     held = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
     msg = (
         f"{folder} holds neither {HF_CONFIG} nor {OPEN_CLIP_CONFIG} (it holds {held}); "
@@ -119,14 +131,45 @@ def read_json(path: Path) -> dict[str, Any]:
         If the file cannot be read or holds something else.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = plain.read_json(path)
     except (OSError, ValueError) as error:
-        msg = f"{path} cannot be read as JSON ({error}); copy it again from the model's repository"
+        msg = f"{path} cannot be read as JSON ({error}); {_COPY_AGAIN}"
         raise WeightsError(msg) from error
     if not isinstance(value, dict):
         msg = f"{path} holds no JSON object; copy it again from the model's repository"
         raise WeightsError(msg)
     return value
+
+
+def _possible(found: Architecture) -> Architecture:
+    """Return an architecture if there can be such a model: a damaged number must not build a million blocks.
+
+    Raises
+    ------
+    WeightsError
+        Naming the first number that no model has.
+    """
+    for part, sizes in (("image encoder", found.vision), ("text encoder", found.text), ("pictures", found.preprocess)):
+        for name, most in _MOST.items():
+            value = getattr(sizes, name, None)
+            if value is not None and not (type(value) is int and 1 <= value <= most):
+                msg = f"{found.source}: {name} of the {part} is {value!r}; it must be a whole number from 1 to {most}"
+                raise WeightsError(msg)
+    for tower in (found.vision, found.text):
+        if tower is not None and (tower.width % tower.heads or not 0 < tower.eps < 1):
+            msg = (
+                f"{found.source}: width {tower.width} with {tower.heads} heads and eps {tower.eps:g} make no model; "
+                f"{_COPY_AGAIN}"
+            )
+            raise WeightsError(msg)
+    if found.vision.patch > found.vision.image_size:
+        msg = f"{found.source}: a patch of {found.vision.patch} pixels is larger than the image; {_COPY_AGAIN}"
+        raise WeightsError(msg)
+    levels = (*found.preprocess.mean, *found.preprocess.std)
+    if not all(math.isfinite(level) for level in levels) or min(found.preprocess.std) <= 0:
+        msg = f"{found.source}: pictures are normalised by {levels}; means must be finite, widths above zero"
+        raise WeightsError(msg)
+    return found
 
 
 def hugging_face_architecture(config: Mapping[str, Any], preprocessor: Mapping[str, Any], source: str) -> Architecture:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from hpc.store.plain import read_json
+from tessera.input_files import explained, require_file
 from tessera.mcdropout.errors import TextError
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class Tokenizer:
         if not texts or empty:
             msg = f"nothing to encode in {', '.join(empty) or 'an empty list of texts'}; give words"
             raise TextError(msg)
-        return torch.tensor([encoding.ids for encoding in self.backend.encode_batch(cleaned)], dtype=torch.int64)
+        with explained(str(self.path), "copy it again from the model's repository", TextError):
+            return torch.tensor([encoding.ids for encoding in self.backend.encode_batch(cleaned)], dtype=torch.int64)
 
 
 def read_tokenizer(path: Path, context: int, cleaning: Cleaning, pad: int | None) -> Tokenizer:
@@ -90,17 +92,19 @@ def read_tokenizer(path: Path, context: int, cleaning: Cleaning, pad: int | None
     """
     from tokenizers import Tokenizer as Backend
 
-    if not path.is_file():
+    if not path.exists():
         msg = f"{path} does not exist, and texts need it; copy it from the model's repository beside the weights"
         raise TextError(msg)
+    require_file(path, "", "copy it again from the model's repository", TextError)
     try:
         backend = Backend.from_file(str(path))
     except Exception as error:  # the Rust side raises nothing more specific
         msg = f"{path} cannot be read as a tokenizer ({error}); copy it again from the model's repository"
         raise TextError(msg) from error
-    number, token = _padding(backend, path, pad)
-    backend.enable_truncation(context)
-    backend.enable_padding(length=context, pad_id=number, pad_token=token)
+    with explained(f"{path} or tokenizer_config.json beside it", "copy them again", TextError):
+        number, token = _padding(backend, path, pad)
+        backend.enable_truncation(context)
+        backend.enable_padding(length=context, pad_id=number, pad_token=token)
     return Tokenizer(backend, context, cleaning, path)
 
 
@@ -124,7 +128,7 @@ def _padding(backend: Backend, path: Path, pad: int | None) -> tuple[int, str]:
 
 def _read(config: Path) -> dict[str, Any]:
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
+        content = read_json(config)
     except (OSError, ValueError) as error:
         msg = f"{config} cannot be read as JSON ({error}); copy it again from the model's repository"
         raise TextError(msg) from error

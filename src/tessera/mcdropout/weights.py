@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tessera.input_files import explained, require_file
 from tessera.mcdropout.errors import WeightsError
 from tessera.mcdropout.model_config import OPEN_CLIP_WEIGHTS, read_json
 from tessera.mcdropout.sites import Layout
@@ -23,6 +24,7 @@ _NAME = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _LISTED = 12
+_COPY_AGAIN = "the file is damaged or of another model: copy it again"
 _PIECE = 1 << 22
 
 
@@ -116,12 +118,19 @@ class Weights:
 
     def tensor(self, name: str) -> Tensor:
         """Return one tensor as it is stored."""
-        tensor: Tensor = self._holders[name].get_tensor(name)
-        return tensor
+        with explained(f"tensor {name} of the weights", _COPY_AGAIN, WeightsError):
+            tensor: Tensor = self._holders[name].get_tensor(name)
+            return tensor
 
     def number(self, name: str) -> float | None:
         """Return a tensor of one number, or None if there is none of that name."""
-        return float(self.tensor(name).flatten()[0]) if name in self else None
+        if name not in self:
+            return None
+        tensor = self.tensor(name)
+        if tensor.numel() != 1 or not tensor.is_floating_point():
+            msg = f"tensor {name} of the weights has shape {tuple(tensor.shape)} and is to be one number; {_COPY_AGAIN}"
+            raise WeightsError(msg)
+        return float(tensor.flatten()[0])
 
 
 @contextmanager
@@ -175,7 +184,12 @@ def load_into(
             continue
         read |= set(spelled)
         try:
-            loaded[name] = source.build([weights.tensor(n) for n in spelled], parameter.shape)
+            parts = [weights.tensor(n) for n in spelled]
+            whole_numbers = [n for n, part in zip(spelled, parts, strict=True) if not part.is_floating_point()]
+            if whole_numbers:
+                problems += [f"{n}: holds whole numbers, which are no weights" for n in whole_numbers]
+                continue
+            loaded[name] = source.build(parts, parameter.shape)
         except WeightsError as error:
             problems.append(str(error))
     if problems:
@@ -215,11 +229,12 @@ def _misfit(files: WeightFiles, problems: list[str]) -> str:
 
 
 def _open(path: Path, stack: ExitStack) -> Any:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
+    require_file(path, "", _COPY_AGAIN, WeightsError)
     try:
         return stack.enter_context(safe_open(path, framework="pt", device="cpu"))
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # of Rust, of Python's reading of its names, of the file system
         size = path.stat().st_size if path.is_file() else 0
         with path.open("rb") as raw:
             start = raw.read(32)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tessera.input_files import explained, require_file
 from tessera.photometry.errors import CatalogError
 from tessera.photometry.sources import Kind, Sources
 
@@ -116,25 +117,20 @@ def read_catalog(path: Path, bands: Sequence[str], wcs: WCS | None, how: Catalog
 
 
 def _read_table(path: Path, id_column: str) -> Table:
-    from astropy.io.ascii import InconsistentTableError, convert_numpy
+    from astropy.io.ascii import convert_numpy
     from astropy.table import Table
     from astropy.utils.exceptions import AstropyWarning
 
-    try:
+    require_file(path, "catalog", "set job.inputs.input_catalog", CatalogError)
+    remedy = "give a table: CSV, ECSV, FITS or SExtractor's ASCII_HEAD"
+    with explained(f"catalog {path}", remedy, CatalogError), warnings.catch_warnings():
+        warnings.simplefilter("ignore", AstropyWarning)
         kind = _format(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", AstropyWarning)
-            if kind == "ascii.csv":
-                # Names such as 000017 must keep their zeros.
-                names = (id_column, id_column.lower(), id_column.title())
-                return Table.read(path, format=kind, converters={name: [convert_numpy(str)] for name in names})
-            return Table.read(path, format=kind)
-    except FileNotFoundError:
-        msg = f"catalog {path} does not exist; set job.inputs.input_catalog"
-        raise CatalogError(msg) from None
-    except (OSError, ValueError, InconsistentTableError, IndexError, KeyError) as error:
-        msg = f"catalog {path} cannot be read as a table ({error}); give CSV, ECSV, FITS or SExtractor's ASCII_HEAD"
-        raise CatalogError(msg) from error
+        if kind == "ascii.csv":
+            # Names such as 000017 must keep their zeros.
+            names = (id_column, id_column.lower(), id_column.title())
+            return Table.read(path, format=kind, converters={name: [convert_numpy(str)] for name in names})
+        return Table.read(path, format=kind)
 
 
 def _format(path: Path) -> str:
@@ -173,7 +169,7 @@ class _Columns:
         own = self.find(name)
         if own is None:
             return np.full(len(self.table), default)
-        column = np.ma.MaskedArray(self.table[own])
+        column = np.ma.MaskedArray(self._plain(own))
         if column.dtype.kind not in "fiub":
             if column.mask is not np.ma.nomask and np.all(column.mask):
                 return np.full(len(self.table), default)
@@ -181,11 +177,19 @@ class _Columns:
             raise CatalogError(msg)
         return np.asarray(np.ma.filled(column.astype(np.float64), default))
 
+    def _plain(self, own: str) -> Any:
+        """Return a column that has one value in each row."""
+        column = self.table[own]
+        if not hasattr(column, "dtype") or getattr(column, "shape", None) != (len(self.table),):
+            msg = f"column {own} of catalog {self.path} has no single value in each row; give it as numbers or text"
+            raise CatalogError(msg)
+        return column
+
     def texts(self, name: str) -> NDArray[np.str_] | None:
         own = self.find(name)
         if own is None:
             return None
-        filled = np.ma.filled(np.ma.MaskedArray(self.table[own]).astype(str), "")
+        filled = np.ma.filled(np.ma.MaskedArray(self._plain(own)).astype(str), "")
         return np.char.strip(np.asarray(filled, np.str_))
 
 
@@ -194,7 +198,8 @@ def _positions(columns: _Columns, wcs: WCS | None, origin: int) -> tuple[Floats,
     if wcs is not None and None not in own:
         ra, dec = columns.numbers("RA"), columns.numbers("DEC")
         _require(columns, "RA, DEC", np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90))
-        x, y = wcs.all_world2pix(ra, dec, 0, quiet=True)
+        with explained(f"the sources of catalog {columns.path}", "look at the WCS of the frames", CatalogError):
+            x, y = wcs.all_world2pix(ra, dec, 0, quiet=True)
         # Where the projection has no answer the source is on the other side of the sky: off the image.
         return np.where(np.isfinite(x), x, -np.inf), np.where(np.isfinite(y), y, -np.inf)
     for names, first in ((("x_pix", "y_pix"), origin), (_SEXTRACTOR_PIXELS, 1)):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tessera.input_files import explained
 from tessera.photometry.errors import FrameError
 from tessera.photometry.headers import FrameHeader, image_hdu, open_fits
 
@@ -227,7 +228,9 @@ def _subtract_sky(
     measure = header.sky_sigma is None and header.entry.weight is None
     if not options.subtract and not measure:
         return 0.0, header.sky_sigma or 0.0
-    level, sky, sigma = sky_of(image, unusable, options.boxsize, options.filtersize)
+    remedy = "look at its pixels, or give job.headers.sky_sigma and set job.background.subtract=false"
+    with explained(f"the sky of frame {header.entry.image}", remedy, FrameError):
+        level, sky, sigma = sky_of(image, unusable, options.boxsize, options.filtersize)
     if options.subtract:
         image -= sky
     if header.sky_sigma is not None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from tessera.input_files import explained, require_file
 from tessera.photometry.errors import FrameError, GridError
 from tessera.photometry.image_list import FrameEntry
 
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     from astropy.wcs import WCS
 
     from tessera.photometry.options import HeaderOptions
+
+_PACKED: Final = frozenset({".gz", ".bz2", ".xz", ".zip", ".Z"})
+_RATIO: Final = 20_000
+"""How much smaller than its content a compressed file may be: gzip reaches 1,000, bzip2 and xz more on zeros."""
+
+_WCS_REMEDY: Final = "correct its CTYPE, CRVAL, CRPIX and CD keys"
 
 _BAND: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -69,18 +76,12 @@ class FrameHeader:
 def open_fits(path: Path, what: str = "frame") -> Iterator[fits.HDUList]:
     """Open a FITS file; whatever is wrong with it becomes a `FrameError` that names it."""
     from astropy.io import fits
-    from astropy.io.fits.verify import VerifyError
 
-    try:
-        with fits.open(path, memmap=False) as hdus:
-            _require_whole(path, hdus)
-            yield hdus
-    except FileNotFoundError:
-        msg = f"{what} {path} does not exist; correct its line in the image list"
-        raise FrameError(msg) from None
-    except (OSError, VerifyError, EOFError, IndexError, TypeError, zlib.error) as error:
-        msg = f"{what} {path} cannot be read ({error}); it is damaged or no FITS file, so fetch or write it again"
-        raise FrameError(msg) from error
+    require_file(path, what, "correct its line in the image list", FrameError)
+    remedy = "it is damaged or no FITS file, so fetch or write it again"
+    with explained(f"{what} {path}", remedy, FrameError), fits.open(path, memmap=False) as hdus:
+        _require_whole(path, hdus)
+        yield hdus
 
 
 @contextmanager
@@ -100,12 +101,22 @@ def quiet_fits() -> Iterator[None]:
 
 def _require_whole(path: Path, hdus: fits.HDUList) -> None:
     """Raise OSError if the file ends before its last extension does; astropy only warns, and only sometimes."""
-    if path.suffix in {".gz", ".bz2", ".xz", ".zip"}:
+    if path.suffix in _PACKED:
+        _require_possible(path, hdus)
         return  # the decompressor notices
     where = hdus[len(hdus) - 1].fileinfo()
     missing = where["datLoc"] + where["datSpan"] - path.stat().st_size if where else 0
     if missing > 0:
         msg = f"the file is truncated: {missing} bytes are missing at its end"
+        raise OSError(msg)
+
+
+def _require_possible(path: Path, hdus: fits.HDUList) -> None:
+    """Raise OSError if a header promises more than a compressed file of this size can hold."""
+    most = _RATIO * path.stat().st_size
+    promised = sum(where["datSpan"] for hdu in hdus if (where := hdu.fileinfo()))
+    if promised > most:
+        msg = f"its headers promise {promised} bytes, more than a compressed file of its size can hold"
         raise OSError(msg)
 
 
@@ -117,7 +128,7 @@ def image_hdu(hdus: fits.HDUList, path: Path, extension: int | str | None) -> in
     FrameError
         If the extension does not exist or is no two-dimensional image; the message lists those there are.
     """
-    images = [i for i, hdu in enumerate(hdus) if hdu.is_image and len(hdu.shape) == 2]
+    images = [i for i, hdu in enumerate(hdus) if hdu.is_image and len(getattr(hdu, "shape", ())) == 2]
     if extension is None and images:
         return images[0]
     if extension is not None:
@@ -144,6 +155,7 @@ def read_header(entry: FrameEntry, options: HeaderOptions) -> FrameHeader:
         look = _Lookup(path, entry, (hdus[number].header, hdus[0].header))
         wcs = _celestial(path, hdus[number].header)
         shape = hdus[number].shape
+        _require_tiles(path, hdus[number])
         gain = look.positive("gain", options.gain, needed=True)
         saturation = look.positive("saturation", options.saturation)
         return FrameHeader(
@@ -158,6 +170,21 @@ def read_header(entry: FrameEntry, options: HeaderOptions) -> FrameHeader:
             fwhm_pix=_fwhm(look, options, wcs),
             wcs=wcs,
         )
+
+
+def _require_tiles(path: Path, hdu: Any) -> None:
+    """Raise if a compressed image has another number of tiles than its size asks for; its pixels are not read yet."""
+    tiles = getattr(hdu, "tile_shape", None)
+    if tiles is None:
+        return
+    wanted = math.prod(-(-side // tile) for side, tile in zip(hdu.shape, tiles, strict=True))
+    stored = len(hdu.compressed_data)
+    if wanted != stored:
+        msg = (
+            f"frame {path} is a compressed image of {hdu.shape[1]}x{hdu.shape[0]} pixels, which are {wanted} tiles, "
+            f"but holds {stored}; it is damaged, so fetch or write it again"
+        )
+        raise FrameError(msg)
 
 
 @dataclass(frozen=True)
@@ -243,12 +270,9 @@ def _fwhm(look: _Lookup, options: HeaderOptions, wcs: WCS | None) -> float | Non
 def _celestial(path: Path, header: fits.Header) -> WCS | None:
     from astropy.wcs import WCS
 
-    try:
+    with explained(f"the WCS of frame {path}", _WCS_REMEDY, FrameError):
         wcs = WCS(header)
-    except (ValueError, MemoryError) as error:  # wcslib's own errors derive from ValueError
-        msg = f"the WCS of frame {path} cannot be understood ({error}); correct its CTYPE, CRVAL, CRPIX and CD keys"
-        raise FrameError(msg) from error
-    return wcs.celestial if wcs.has_celestial else None
+        return wcs.celestial if wcs.has_celestial else None
 
 
 def check_grid(headers: list[FrameHeader], tolerance: float | None) -> None:
@@ -304,8 +328,9 @@ def _check_wcs(first: FrameHeader, header: FrameHeader, tolerance: float) -> Non
     ny, nx = first.shape
     x = np.array([0, nx - 1, 0, nx - 1, (nx - 1) / 2])
     y = np.array([0, 0, ny - 1, ny - 1, (ny - 1) / 2])
-    ra, dec = header.wcs.all_pix2world(x, y, 0)
-    x1, y1 = _world_to_pixel(first.wcs, ra, dec)
+    with explained(f"the WCS of frame {header.entry.image} or {first.entry.image}", _WCS_REMEDY, GridError):
+        ra, dec = header.wcs.all_pix2world(x, y, 0)
+        x1, y1 = _world_to_pixel(first.wcs, ra, dec)
     off = float(np.max(np.hypot(x1 - x, y1 - y)))
     if not off <= tolerance:
         msg = (

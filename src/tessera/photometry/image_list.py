@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from tessera.input_files import explained, require_file
 from tessera.photometry.errors import ImageListError
 
 _PATHS: Final = ("weight", "mask", "psf")
@@ -64,16 +65,13 @@ def read_image_list(
     ImageListError
         If the list is missing, empty, or a line cannot be understood; the message names the line.
     """
-    try:
+    remedy = "set job.inputs.image_list_file to a text file with one FITS path a line"
+    require_file(path, "image list", remedy, ImageListError)
+    with explained(f"image list {path}", "it must be a text file with one FITS path a line", ImageListError):
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        msg = (
-            f"image list {path} does not exist; set job.inputs.image_list_file to a text file with one FITS path a line"
-        )
-        raise ImageListError(msg) from None
-    except (OSError, UnicodeDecodeError) as error:
-        msg = f"image list {path} cannot be read ({error}); it must be a text file with one FITS path a line"
-        raise ImageListError(msg) from error
+    if "\0" in text:
+        msg = f"image list {path} holds bytes that are no text; {remedy}"
+        raise ImageListError(msg)
     entries = []
     for number, line in enumerate(text.splitlines(), 1):
         words = _words(path, number, line)

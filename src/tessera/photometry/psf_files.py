@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tessera.input_files import explained, require_file
 from tessera.photometry.errors import PsfFileError
 from tessera.photometry.psf import PsfField
 from tessera.photometry.psf_grids import Bilinear, Polynomial
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 STDPSF_OVERSAMPLING: Final = 4
+_FINEST: Final = 0.02
+_COARSEST: Final = 10.0
+"""Pixels between the samples of a model, within reason."""
 _STDPSF_CARD: Final = 10  # positions on each card of the older STDPSF layout
 
 
@@ -42,15 +46,10 @@ def read_psf(path: Path) -> PsfField:
     """
     from astropy.io import fits
 
-    try:
-        with fits.open(path, memmap=False) as hdus:
-            return _dispatch(path, hdus)
-    except FileNotFoundError:
-        msg = f"PSF file {path} does not exist; correct job.epsf.files or the psf= entry of the image list"
-        raise PsfFileError(msg) from None
-    except OSError as error:
-        msg = f"PSF file {path} cannot be read as FITS ({error}); it may be truncated or of another format"
-        raise PsfFileError(msg) from error
+    require_file(path, "PSF file", "correct job.epsf.files or the psf= entry of the image list", PsfFileError)
+    remedy = "it is damaged, truncated or of another format: make it again"
+    with explained(f"PSF file {path}", remedy, PsfFileError), fits.open(path, memmap=False) as hdus:
+        return _dispatch(path, hdus)
 
 
 def _dispatch(path: Path, hdus: fits.HDUList) -> PsfField:
@@ -119,6 +118,13 @@ def _read_stdpsf(path: Path, cube: Any) -> PsfField:
 
 
 def _field(path: Path, stamps: Floats, oversampling: int, basis: Bilinear) -> PsfField:
+    if not 1 <= oversampling <= 1 / _FINEST:
+        msg = f"PSF file {path} has {oversampling} samples per pixel (OVERSAMP); it is damaged, so make it again"
+        raise PsfFileError(msg)
+    for axis in (basis.x, basis.y):
+        if axis.size == 0 or not np.isfinite(axis).all() or np.any(np.diff(axis) <= 0):
+            msg = f"the grid of PSF file {path} does not go up ({', '.join(f'{v:g}' for v in axis[:8])}); make it again"
+            raise PsfFileError(msg)
     nodes = basis.x.size * basis.y.size
     if stamps.shape[0] != nodes:
         msg = f"PSF file {path} has {stamps.shape[0]} stamps for {nodes} grid nodes; the file is damaged or incomplete"
@@ -158,6 +164,9 @@ def _read_psfex(path: Path, hdu: Any) -> PsfField:
     masks = np.asarray(table[columns["PSF_MASK"]][0], np.float64)
     masks = _checked(path, masks.reshape(-1, *masks.shape[-2:]))
     step = float(value("PSF_SAMP"))
+    if not _FINEST <= step <= _COARSEST:
+        msg = f"PSFEx file {path} has {step:g} pixels between samples (PSF_SAMP); it is damaged, so make it again"
+        raise PsfFileError(msg)
     oversampling = max(1, round(1 / step))
     stamps = np.stack([_resample(mask, step * oversampling) for mask in masks])
     flux = stamps.sum(axis=(1, 2)) / oversampling**2
@@ -177,7 +186,11 @@ def _psfex_basis(path: Path, value: Any, flux: Floats) -> Polynomial:
         msg = f"PSFEx file {path} has {flux.size} components for a polynomial of degree {degree}; it is damaged"
         raise PsfFileError(msg)
     zero = (float(value("POLZERO1")) - 1.0, float(value("POLZERO2")) - 1.0)
-    return Polynomial(degree, zero, (float(value("POLSCAL1")), float(value("POLSCAL2"))), flux)
+    scale = (float(value("POLSCAL1")), float(value("POLSCAL2")))
+    if not (np.isfinite([*zero, *scale]).all() and all(scale)):
+        msg = f"PSFEx file {path} has POLZERO {zero} and POLSCAL {scale}, which no polynomial has; make it again"
+        raise PsfFileError(msg)
+    return Polynomial(degree, zero, scale, flux)
 
 
 def _resample(mask: Floats, step: float) -> Floats:

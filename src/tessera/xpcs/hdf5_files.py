@@ -21,6 +21,8 @@ from h5py import h5f, h5p
 from numpy.typing import NDArray
 
 from tessera.hdf5_chunks import REPACK, missing_filter, opened_with_room
+from tessera.hdf5_sound import hdf5_explained, is_there, sound_dataset, sound_group
+from tessera.input_files import require_file
 from tessera.xpcs.dataset import Matrix
 from tessera.xpcs.errors import XpcsFileError
 from tessera.xpcs.memory import require_memory
@@ -74,9 +76,7 @@ def open_file(path: Path) -> h5py.File:
     XpcsFileError
         If it is missing, cut off, or no HDF5 file.
     """
-    if not path.is_file():
-        msg = f"{path} does not exist; correct job.experimental_data.file_path"
-        raise XpcsFileError(msg)
+    require_file(path, "", "correct job.experimental_data.file_path", XpcsFileError)
     try:
         access = h5p.create(h5p.FILE_ACCESS)
         access.set_fclose_degree(h5f.CLOSE_STRONG)
@@ -109,12 +109,13 @@ def list_matrices(file: h5py.File, path: Path, exchange_key: str = "exchange") -
         If the file has neither layout, a dataset is missing, or lists and matrices do not agree.
     """
     old = (*_OLD[:2], f"{exchange_key}/C2T_all")
-    if old[2] in file or _OLD[0] in file:
-        _require(file, path, old, "old APS")
-        return _list_old(file, path, old)
-    if _NEW[3] in file or _NEW[0] in file:
-        _require(file, path, _NEW, "APS-U")
-        return _list_new(file, path)
+    with hdf5_explained(path, XpcsFileError):
+        if is_there(file, old[2]) or is_there(file, _OLD[0]):
+            _require(file, path, old, "old APS")
+            return _list_old(file, path, old)
+        if is_there(file, _NEW[3]) or is_there(file, _NEW[0]):
+            _require(file, path, _NEW, "APS-U")
+            return _list_new(file, path)
     msg = (
         f"{path} has neither the old APS layout ({', '.join(old)}) nor that of APS-U ({', '.join(_NEW)}); it holds "
         f"{_contents(file)}"
@@ -123,7 +124,7 @@ def list_matrices(file: h5py.File, path: Path, exchange_key: str = "exchange") -
 
 
 def _require(file: h5py.File, path: Path, names: Sequence[str], layout: str) -> None:
-    missing = [name for name in names if name not in file]
+    missing = [name for name in names if not is_there(file, name)]
     if missing:
         msg = (
             f"{path} looks like the {layout} layout but lacks {', '.join(missing)}; it holds {_contents(file)}. "
@@ -141,14 +142,17 @@ def _contents(file: h5py.File) -> str:
             found.append(f"{name} {node.shape}")
         return "enough" if len(found) > _LISTED else None
 
-    file.visititems(visit)
+    try:
+        file.visititems(visit)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        return f"what cannot be listed ({error})"
     more = ", …" if len(found) > _LISTED else ""
     return (", ".join(found[:_LISTED]) or "no datasets") + more
 
 
 def _list_old(file: h5py.File, path: Path, names: Sequence[str]) -> Matrices:
-    q, phi = (np.asarray(file[name][()], np.float64).ravel() for name in names[:2])
-    keys = sorted(file[names[2]])
+    q, phi = (np.asarray(_values(file, name), np.float64).ravel() for name in names[:2])
+    keys = _members(file, names[2])
     if not (q.size == phi.size == len(keys)):
         msg = (
             f"{path}: {names[0]} has {q.size} entries, {names[1]} {phi.size} and {names[2]} {len(keys)} matrices; "
@@ -160,8 +164,8 @@ def _list_old(file: h5py.File, path: Path, names: Sequence[str]) -> Matrices:
 
 
 def _list_new(file: h5py.File, path: Path) -> Matrices:
-    q_values, phi_values, bins = (np.asarray(file[name][()]).ravel() for name in _NEW[:3])
-    keys = sorted(file[_NEW[3]])
+    q_values, phi_values, bins = (np.asarray(_values(file, name)).ravel() for name in _NEW[:3])
+    keys = _members(file, _NEW[3])
     if bins.size != len(keys):
         msg = (
             f"{path}: {_NEW[2]} lists {bins.size} bins and {_NEW[3]} holds {len(keys)} matrices; they belong together "
@@ -181,10 +185,11 @@ def _places(file: h5py.File, path: Path, bins: NDArray[np.int64], size: int) -> 
     Only bins with pixels are numbered (a beam stop or a mask may empty some), and the file says which those are.
     homodyne does not look there, and so gives the bins after an empty one the angles of their neighbours.
     """
-    named = file[_MAPPING][()].ravel().astype(np.int64) if _MAPPING in file else np.arange(size)
+    mapped = is_there(file, _MAPPING)
+    named = _values(file, _MAPPING).ravel().astype(np.int64) if mapped else np.arange(size)
     outside = (bins < 0) | (bins >= named.size)
     if outside.any():
-        what = f"{_MAPPING} has {named.size} entries" if _MAPPING in file else f"the lists of both make {size} bins"
+        what = f"{_MAPPING} has {named.size} entries" if mapped else f"the lists of both make {size} bins"
         msg = f"{path}: {_NEW[2]} holds bin {int(bins[outside][0]) + 1}, and {what}; the file is damaged"
         raise XpcsFileError(msg)
     places = named[bins]
@@ -198,12 +203,22 @@ def _places(file: h5py.File, path: Path, bins: NDArray[np.int64], size: int) -> 
     return places
 
 
+def _values(file: h5py.File, name: str) -> NDArray[Any]:
+    """Return a list of numbers."""
+    return np.asarray(sound_dataset(file, name, XpcsFileError)[()])
+
+
+def _members(file: h5py.File, name: str) -> list[str]:
+    """Return the names of the matrices in a group, sorted."""
+    return sorted(sound_group(file, name, XpcsFileError))
+
+
 def _side(file: h5py.File, path: Path, names: Sequence[str]) -> int:
     """Return the side of the matrices, which is the same for all."""
     if not names:
         msg = f"{path} holds no matrices; the two-time analysis that wrote it found nothing to correlate"
         raise XpcsFileError(msg)
-    shapes = {file[name].shape for name in names}
+    shapes = {sound_dataset(file, name, XpcsFileError).shape for name in names}
     shape = next(iter(shapes))
     if len(shapes) > 1 or len(shape) != 2 or shape[0] != shape[1]:
         msg = f"{path}: the matrices have shapes {sorted(shapes)}; they must be square and alike"
@@ -233,11 +248,12 @@ class HalfMatrixRows:
 
     def __init__(self, file: h5py.File, names: Sequence[str], first: int, end: int) -> None:
         self._file = file  # which closes when nobody holds it
-        self._data = [_opened(file, name) for name in names]
         self._first, self._n = first, end - first
         self._lock = threading.Lock()
-        self._halves = [_stored_half(data) for data in self._data]
-        self._dtype = dtype_of(file, names)
+        with hdf5_explained(file.filename, XpcsFileError):
+            self._data = [_opened(file, name) for name in names]
+            self._halves = [_stored_half(data) for data in self._data]
+            self._dtype = dtype_of(file, names)
 
     @property
     def n_phi(self) -> int:
@@ -332,7 +348,9 @@ def _opened(file: h5py.File, name: str) -> h5py.Dataset:
 def _explained(data: h5py.Dataset, what: str) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
+        if isinstance(error, XpcsFileError):
+            raise
         msg = (
             f"{data.file.filename}: {what} of {data.name} cannot be read ({error}); the file is damaged: copy it again "
             "from where it was written"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Final
 
+from tessera.input_files import explained
 from tessera.lsq.losses import LOSSES
 from tessera.lsq.options import HybridStreamingConfig
 from tessera.xpcs.errors import XpcsInputError
@@ -144,6 +145,11 @@ def translate(homodyne: Mapping[str, Any]) -> Translation:
     XpcsInputError
         If it names no data file, has an unknown ``analysis_mode``, or a value that is no number where one belongs.
     """
+    with explained("a value", "correct it as homodyne's templates have it", XpcsInputError):
+        return _translated(homodyne)
+
+
+def _translated(homodyne: Mapping[str, Any]) -> Translation:
     source = _Source(homodyne)
     changed: list[str] = []
     mode = str(source.take("analysis_mode") or "static_isotropic").lower()

@@ -26,6 +26,7 @@ Hold: TypeAlias = Callable[[tuple[int, ...], "np.dtype[Any]", Fill], NDArray[Any
 
 OLD_Q_TOLERANCE: Final = 0.1
 """homodyne's: in the old layout each matrix has a wavevector of its own, of which all within 10 % are one ring."""
+_LAST_FRAME: Final = 2**31
 _SAME_DT: Final = 1e-6
 _SAME_Q: Final = 1e-10
 _WIDE_Q: Final = 0.01
@@ -102,7 +103,10 @@ def _load_cache(path: Path, selection: Selection, hold: Hold) -> Dataset:
     first, end = choose_frames(selection.start_frame, selection.end_frame, cache.shape[1], name)
     times = even_times(_cache_times(cache, selection.dt, first, end, name), name)
     first += times.size < end - first
-    offset = int(cache.metadata.get("start_frame", 1))
+    offset = cache.metadata.get("start_frame", 1)
+    if type(offset) is not int or not 1 <= offset <= _LAST_FRAME:
+        msg = f"{name}: its metadata say start_frame={offset!r}, which is no frame; delete the cache and make it again"
+        raise XpcsFileError(msg)
     frames = (first + offset, end + offset - 1)
     q = _mean_q(cache.q[chosen], notes)
     rows = ArrayC2(_unpack(cache, chosen, first, end, hold))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +14,15 @@ from typing import IO, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from hpc.store.plain import parse_json
+from tessera.input_files import explained, require_file
 from tessera.xpcs.errors import XpcsFileError
 from tessera.xpcs.memory import require_memory
 
 _REQUIRED: Final = ("wavevector_q_list", "phi_angles_list", "t1", "t2", "c2_exp")
 _METADATA: Final = "cache_metadata_json"
+_LONGEST: Final = 1 << 20
+"""Bytes of the metadata."""
 
 
 @dataclass(frozen=True)
@@ -55,19 +60,18 @@ def read_cache(path: Path) -> Cache:
     XpcsFileError
         If the file is missing, damaged, lacks an array, holds Python objects, or its shapes do not agree.
     """
-    if not path.is_file():
-        msg = f"{path} does not exist; correct job.experimental_data.file_path"
-        raise XpcsFileError(msg)
+    require_file(path, "", "correct job.experimental_data.file_path", XpcsFileError)
     with _opened(path) as archive:
         names = {name.removesuffix(".npy") for name in archive.namelist()}
         missing = [name for name in _REQUIRED if name not in names]
         if missing:
             msg = f"{path} lacks {', '.join(missing)}; it holds {', '.join(sorted(names)) or 'nothing'}"
             raise XpcsFileError(msg)
+        shape, dtype = _header(archive, "c2_exp", path)
+        _require_room(archive, shape, path)
         q, phi, t1, t2 = (_small(archive, name, path) for name in _REQUIRED[:4])
-        if t1.ndim == 2:
+        if t1.ndim == 2 and t2.ndim == 2 and t2.size:
             t1, t2 = t1[:, 0], t2[0]  # meshgrids of homodyne's caches before version 2
-        shape, dtype = _header(archive, path)
         metadata = _metadata(archive, path) if _METADATA in names else {}
     if len(shape) != 3 or shape[1] != shape[2] or shape[1] != t1.size or shape[0] != phi.size or t1.shape != t2.shape:
         msg = (
@@ -78,6 +82,10 @@ def read_cache(path: Path) -> Cache:
     if q.size not in (1, phi.size):
         msg = f"{path}: wavevector_q_list has {q.size} entries for {phi.size} angles; it needs one, or one per angle"
         raise XpcsFileError(msg)
+    for name, values in (("wavevector_q_list", q), ("phi_angles_list", phi), ("t1", t1), ("t2", t2)):
+        if not np.isfinite(values).all():
+            msg = f"{path}: {name} holds values that are no numbers; delete the cache and make it again"
+            raise XpcsFileError(msg)
     return Cache(path, np.broadcast_to(q.ravel(), phi.shape), phi, t1, shape[:3], dtype, metadata)
 
 
@@ -164,34 +172,59 @@ def write_cache(
 
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except zipfile.BadZipFile as error:
-        msg = f"{path} is damaged or no NPZ file ({error}); delete it and make it again"
-        raise XpcsFileError(msg) from error
+    remedy = "it is damaged, encrypted or no NPZ file: delete it and make it again"
+    with explained(str(path), remedy, XpcsFileError), zipfile.ZipFile(path) as archive:
+        yield archive
 
 
 def _small(archive: zipfile.ZipFile, name: str, path: Path) -> NDArray[np.float64]:
     with archive.open(f"{name}.npy") as stream:
         shape, dtype = _read_header(stream, path)
-        values = np.frombuffer(_exactly(stream, int(np.prod(shape)) * dtype.itemsize, path), dtype)
+        values = np.frombuffer(_exactly(stream, math.prod(shape) * dtype.itemsize, path), dtype)
     return np.asarray(values.reshape(shape), np.float64)
+
+
+def _require_room(archive: zipfile.ZipFile, c2: tuple[int, ...], path: Path) -> None:
+    """See by their heads whether the arrays belong together, before any is read: four MB may stand for four GB.
+
+    Raises
+    ------
+    XpcsFileError
+        If one is larger than the correlations are long, or than what the archive says of it.
+    """
+    longest = max([1, *c2])
+    for name in _REQUIRED:
+        shape, dtype = _header(archive, name, path)
+        size = math.prod(shape)
+        square = name in {"t1", "t2"} and len(shape) == 2
+        if name != "c2_exp" and size > (longest * longest if square else longest):
+            msg = f"{path}: c2_exp has shape {c2} and {name} {shape}; they belong together, so make the cache again"
+            raise XpcsFileError(msg)
+        if size * dtype.itemsize > archive.getinfo(f"{name}.npy").file_size:
+            msg = f"{path} ends too early: {name} is to have shape {shape}; copy it again from where it was written"
+            raise XpcsFileError(msg)
 
 
 def _metadata(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
     with archive.open(f"{_METADATA}.npy") as stream:
-        text = np.lib.format.read_array(stream, allow_pickle=False)
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+        size = math.prod(shape) * dtype.itemsize
+        if dtype.kind != "U" or math.prod(shape) != 1 or size > _LONGEST:
+            msg = f"{path}: {_METADATA} is no text; delete the cache and make it again"
+            raise XpcsFileError(msg)
+        text = np.frombuffer(_exactly(stream, size, path), dtype)
     try:
-        value = json.loads(str(text.item()))
+        value = parse_json(str(text.item()))
     except ValueError as error:
         msg = f"{path}: {_METADATA} is no JSON ({error}); delete the cache and make it again"
         raise XpcsFileError(msg) from error
     return value if isinstance(value, dict) else {}
 
 
-def _header(archive: zipfile.ZipFile, path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    with archive.open("c2_exp.npy") as stream:
+def _header(archive: zipfile.ZipFile, name: str, path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    with archive.open(f"{name}.npy") as stream:
         return _read_header(stream, path)
 
 
@@ -201,7 +234,7 @@ def _read_header(stream: IO[bytes], path: Path) -> tuple[tuple[int, ...], np.dty
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(stream)
-    except ValueError as error:
+    except Exception as error:  # the head is a Python expression: its parser has errors of its own
         msg = f"{path} holds an array that cannot be read ({error}); delete it and make it again"
         raise XpcsFileError(msg) from error
     if dtype.hasobject or fortran:
@@ -209,6 +242,9 @@ def _read_header(stream: IO[bytes], path: Path) -> tuple[tuple[int, ...], np.dty
             "Python objects, which are not loaded because they could run code" if dtype.hasobject else "columns first"
         )
         msg = f"{path} holds {what}; make it again with a current homodyne or with tessera.xpcs.npz_cache.write_cache"
+        raise XpcsFileError(msg)
+    if dtype.kind not in "fiu" or min(shape, default=0) < 0:
+        msg = f"{path} holds an array of type {dtype} and shape {shape}; numbers are needed, so make it again"
         raise XpcsFileError(msg)
     return tuple(int(n) for n in shape), np.dtype(dtype)
 
