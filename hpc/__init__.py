@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hpc.job import Arrays, Job, Loop, Map, Results, Stage, Unit
     from hpc.options import Range
     from hpc.report.view import Figure, RunView, Section, Table
+    from hpc.store.guarded import changed_hdf5, existing_hdf5, input_hdf5, new_hdf5
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,10 @@ _HOME = {
     "Stage": "hpc.job",
     "Table": "hpc.report.view",
     "Unit": "hpc.job",
+    "changed_hdf5": "hpc.store.guarded",
+    "existing_hdf5": "hpc.store.guarded",
+    "input_hdf5": "hpc.store.guarded",
+    "new_hdf5": "hpc.store.guarded",
 }
 
 __all__ = [
@@ -47,6 +52,10 @@ __all__ = [
     "Stage",
     "Table",
     "Unit",
+    "changed_hdf5",
+    "existing_hdf5",
+    "input_hdf5",
+    "new_hdf5",
 ]
 
 

@@ -128,10 +128,10 @@ def write_hdf5(
     """
     import numpy as np
 
-    from hpc.store.guarded import new_hdf5
+    from hpc.store.guarded import LIBVER, new_hdf5
 
     def write(temporary: Path) -> None:
-        with new_hdf5(temporary) as file:
+        with new_hdf5(temporary, LIBVER) as file:
             text = np.frombuffer(json.dumps(dict(attributes), sort_keys=True).encode(), np.uint8)
             _put(file, "attributes.json", text, path)
             for name, array in arrays.items():

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc.store.atomic import write_atomically
-from hpc.store.guarded import new_hdf5
+from hpc.store.guarded import LIBVER, new_hdf5
 from hpc.store.segments import Column, read_columns
 
 _Kind = tuple[str, str, int]
@@ -53,7 +53,7 @@ def compact(directory: Path, home: Mapping[str, str], path: Path) -> None:
     targets = _targets(directory, members)
 
     def write(temporary: Path) -> None:
-        with new_hdf5(temporary) as file:
+        with new_hdf5(temporary, LIBVER) as file:
             file["keys"] = np.array([k.encode() for k in keys]) if keys else np.zeros(0, "S1")
             for target in targets.values():
                 target.create(file, keys)

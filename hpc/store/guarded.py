@@ -28,7 +28,7 @@ LIBVER: Final = ("v110", "v110")
 
 
 @contextmanager
-def new_hdf5(path: Path, libver: tuple[str, str] | None = LIBVER) -> Iterator[h5py.File]:
+def new_hdf5(path: Path, libver: tuple[str, str] | None = None) -> Iterator[h5py.File]:
     """Create an HDF5 file and close it at the end of the block.
 
     Parameters
@@ -36,7 +36,7 @@ def new_hdf5(path: Path, libver: tuple[str, str] | None = LIBVER) -> Iterator[h5
     path
         The file; one that exists is emptied first.
     libver
-        Oldest and newest version of the format to use; None leaves it to h5py.
+        Oldest and newest version of the format to use, such as `LIBVER`; None leaves it to h5py.
 
     Raises
     ------

@@ -99,11 +99,12 @@ class Hdf5Source:
             self._file.close()
 
     def _open(self) -> ArraySource:
-        import h5py
+
+        from hpc import input_hdf5
 
         _require_file(self.path)
         with _explained(self.path, "its header"):
-            self._file = h5py.File(self.path, "r", locking=False)
+            self._file = input_hdf5(self.path)
             return self._columns_of(self._file)
 
     def _columns_of(self, file: h5py.File) -> ArraySource:

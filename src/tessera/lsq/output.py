@@ -61,7 +61,9 @@ def write_fit(path: Path, arrays: Mapping[str, NDArray[Any]], attributes: Mappin
     """Write ``fit.h5``: arrays in their shapes (a slash in a name is a group), texts as attributes of the file."""
     import h5py
 
-    with h5py.File(path, "w") as file:
+    from hpc import new_hdf5
+
+    with new_hdf5(path) as file:
         file.attrs.update(attributes)
         for name, array in arrays.items():
             text = array.dtype.kind == "U"
@@ -78,13 +80,15 @@ def read_fit(path: Path) -> dict[str, NDArray[Any]]:
     """
     import h5py
 
+    from hpc import existing_hdf5
+
     found: dict[str, NDArray[Any]] = {}
 
     def note(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
             found[name] = np.asarray(item.asstr()[()] if h5py.check_string_dtype(item.dtype) else item[()])
 
-    with h5py.File(path, "r", locking=False) as file:
+    with existing_hdf5(path) as file:
         file.visititems(note)
     return found
 

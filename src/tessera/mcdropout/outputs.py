@@ -79,9 +79,9 @@ def write_hdf5(path: Path, study: Study, attributes: Mapping[str, Any], groups: 
     groups
         Further ``(group name, arrays)``.
     """
-    import h5py
+    from hpc import new_hdf5
 
-    with h5py.File(path, "w") as file:
+    with new_hdf5(path) as file:
         for name, value in attributes.items():
             file.attrs[name] = json.dumps(_plain(value), allow_nan=False)
         file["paths"] = np.array([p.encode() for p in study.paths] or [b""])

@@ -22,6 +22,7 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
+from hpc import changed_hdf5, existing_hdf5, new_hdf5
 from tessera.mcdropout.errors import ImageError
 from tessera.mcdropout.images import read_image
 from tessera.mcdropout.pixel_plan import FORMAT, PixelPlan
@@ -129,7 +130,7 @@ def prepare(plan: PixelPlan, key: str) -> None:
         raise ImageError(msg)
     plan.folder.mkdir(parents=True, exist_ok=True)
     making = path.with_suffix(".making")
-    with h5py.File(making, "w") as file:
+    with new_hdf5(making) as file:
         layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         layout.set_layout(h5py.h5d.CONTIGUOUS)
         # Its place in the file must be known before anything is written, and zeros must not be written first.
@@ -235,7 +236,7 @@ def finish(plan: PixelPlan, key: str, blocks: Iterable[Block], threads: int = 1)
         "pillow": PIL.__version__,
         "remarks": json.dumps(remarks),
     }
-    with h5py.File(path, "r+") as file:
+    with changed_hdf5(path) as file:
         for name in ("status", "paths", "digests", "starts"):
             file.pop(name, None)
         file["status"] = status
@@ -323,7 +324,7 @@ def open_cache(plan: PixelPlan, key: str, *, verify: bool = False) -> PixelCache
 
 
 def _open(path: Path, preprocess: Preprocess, *, key: str | None = None, digests: bool = False) -> PixelCache:
-    with h5py.File(path, "r") as file:
+    with existing_hdf5(path) as file:
         shape = file["levels"].shape
         status = np.asarray(file["status"])
         remarks = {int(number): said for number, said in json.loads(file.attrs["remarks"]).items()}
@@ -349,7 +350,7 @@ def _digest(levels: NDArray[np.uint8]) -> bytes:
 
 
 def _offset(path: Path) -> int:
-    with h5py.File(path, "r") as file:
+    with existing_hdf5(path) as file:
         return int(file["levels"].id.get_offset())
 
 

@@ -86,11 +86,11 @@ class Everything:
 
 def read(path: Path) -> Everything | None:
     """Return what is in the file of results; None if it is not there yet."""
-    import h5py
+    from hpc import existing_hdf5
 
     if not path.is_file():
         return None
-    with h5py.File(path) as file:
+    with existing_hdf5(path) as file:
         facts = {name: json.loads(value) for name, value in file.attrs.items()}
         arms: list[Trials] = []
         if "arms" in file:

@@ -145,9 +145,9 @@ def write_features(path: Path, study: Study, arms: dict[str, Arm], stages: list[
     stages
         The stages' results.
     """
-    import h5py
+    from hpc import new_hdf5
 
-    with h5py.File(path, "w") as file:
+    with new_hdf5(path) as file:
         for results in stages:
             for unit, arrays in results.items():
                 place = Place.of(unit)

@@ -266,9 +266,9 @@ def write_diagnostics(path: Path, attributes: Mapping[str, object], groups: Iter
     groups
         ``(group name, arrays)``; names may hold ``/``.
     """
-    import h5py
+    from hpc import new_hdf5
 
-    with h5py.File(path, "w") as file:
+    with new_hdf5(path) as file:
         for name, value in attributes.items():
             file.attrs[name] = json.dumps(value)
         for name, arrays in groups:

@@ -342,12 +342,12 @@ def join_pictures(pictures: list[tuple[Bounds, Picture]], key: str) -> Picture:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File | None]:
-    import h5py
+    from hpc import existing_hdf5
 
     if not path.is_file():
         yield None
         return
-    with h5py.File(path, "r") as file:
+    with existing_hdf5(path) as file:
         yield file
 
 

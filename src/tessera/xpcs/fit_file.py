@@ -11,6 +11,8 @@ from typing import Any
 import h5py
 from numpy.typing import NDArray
 
+from hpc import existing_hdf5, new_hdf5
+
 
 @dataclass(frozen=True)
 class Found:
@@ -34,7 +36,7 @@ class Found:
 
 def write_fit(path: Path, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> None:
     """Write a fit; the same content gives the same bytes."""
-    with h5py.File(path, "w") as file:
+    with new_hdf5(path) as file:
         for name, array in arrays.items():
             file.create_dataset(name, data=array, track_times=False)
         for name, value in attributes.items():
@@ -51,7 +53,7 @@ def read_fit(path: Path) -> Found | None:
         if isinstance(node, h5py.Dataset):
             arrays[name] = node[()]
 
-    with h5py.File(path, "r", locking=False) as file:
+    with existing_hdf5(path) as file:
         file.visititems(visit)
         attributes = {name: _value(value) for name, value in file.attrs.items()}
     return Found(arrays, attributes)

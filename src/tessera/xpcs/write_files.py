@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
+
+from hpc import new_hdf5
 
 
 def write_aps_u(
@@ -27,7 +28,7 @@ def write_aps_u(
     compression
         Of each matrix as one chunk; boost_corr writes float32 with ``lzf``. None: without chunks.
     """
-    with h5py.File(path, "w") as file:
+    with new_hdf5(path) as file:
         file["xpcs/qmap/dynamic_v_list_dim0"] = np.asarray(q, np.float64)
         file["xpcs/qmap/dynamic_v_list_dim1"] = np.asarray(phi, np.float64)
         count = 0
@@ -50,7 +51,7 @@ def write_aps_old(path: Path, matrices: Iterable[NDArray[Any]], phi: NDArray[Any
     phi, q
         Of each pair, deg and 1/Å, shape (n,).
     """
-    with h5py.File(path, "w") as file:
+    with new_hdf5(path) as file:
         file["xpcs/dqlist"] = np.asarray(q, np.float64)[None]
         file["xpcs/dphilist"] = np.asarray(phi, np.float64)[None]
         for count, matrix in enumerate(matrices, start=1):
