@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 
+from hpc.errors import RankError
 from hpc.job import Arrays, Loop
 from hpc.life import Life
 from hpc.results import sealed_record
 from hpc.store.generations import Restored, clear_away, load_newest
 from hpc.store.origin import refuse_other
 from hpc.store.records import write_record
+from hpc.store.storable import storable
 from hpc.store.writer import WriteCost
 
 
@@ -65,7 +67,8 @@ class _Saver:
 
     def __init__(self, life: Life, stage: str, number: int, state: Arrays) -> None:
         self._writer = life.start_writer(stage)
-        self._writer.expect(state)
+        self._stage = stage
+        self._writer.expect(self._checked(state))
         self._facts = {"config_hash": life.config_hash, "world_size": life.ranks.size}
         self._saved = number
 
@@ -77,8 +80,15 @@ class _Saver:
     def save(self, number: int, state: Arrays) -> None:
         """Hand the state after step ``number`` to the writer, if it has not been."""
         if number > self._saved:
-            self._writer.save(number, state, self._facts)
+            self._writer.save(number, self._checked(state), self._facts)
             self._saved = number
+
+    def _checked(self, state: Arrays) -> Arrays:
+        try:
+            return storable(state)
+        except (TypeError, ValueError) as error:
+            msg = f"the state of stage {self._stage} cannot be stored: {error}"
+            raise RankError(msg) from error
 
     def close(self) -> WriteCost:
         """Wait until the last state is durable."""

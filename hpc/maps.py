@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hpc.desk import Desk, Receipt
 from hpc.doubt import Doubt
 from hpc.errors import AllFailedError, LockLostError, RankError
@@ -23,6 +21,7 @@ from hpc.store.journal import Journal
 from hpc.store.origin import refuse_other
 from hpc.store.records import read_keyed, write_record
 from hpc.store.segments import Finished, StoredResults, set_aside
+from hpc.store.storable import storable
 from hpc.survey import Survey, survey
 
 
@@ -227,14 +226,11 @@ def _run_unit(stage: Map, unit: Unit, journal: Journal, life: Life) -> Finished 
 
 def _checked(arrays: Arrays, unit: Unit) -> Arrays:
     """Refuse a result that could not be saved, while it is still clear whose it is."""
-    result = {}
-    for name, value in arrays.items():
-        array = np.asarray(value)
-        if array.dtype.hasobject:
-            msg = f"unit {unit.key} returned {name!r} as Python objects; return numbers or text arrays"
-            raise TypeError(msg)
-        result[name] = array
-    return result
+    try:
+        return storable(arrays)
+    except (TypeError, ValueError) as error:
+        msg = f"unit {unit.key} returned what cannot be stored: {error}"
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(msg) from error
 
 
 def _missing(plan: Plan, home: Mapping[str, str], desk: Desk) -> set[str]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from hpc.store.atomic import write_atomically
 from hpc.store.guarded import LIBVER, new_hdf5
-from hpc.store.segments import Column, read_columns
+from hpc.store.segments import Column, read_columns, type_name
 
 _Kind = tuple[str, str, int]
 
@@ -123,7 +123,7 @@ def _targets(directory: Path, members: Mapping[str, set[str]]) -> dict[_Kind, _T
 
 
 def _kind(column: Column) -> _Kind:
-    return column.name, "text" if column.dtype.kind == "S" else column.dtype.str, column.shapes.shape[1]
+    return column.name, "text" if column.dtype.kind == "S" else type_name(column.dtype), column.shapes.shape[1]
 
 
 def _copy(column: Column, wanted: set[str], starts: Mapping[str, int], target: NDArray[Any]) -> None:

@@ -7,6 +7,7 @@ with the unit's number and shape beside it.
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -44,6 +45,13 @@ class Finished:
         return sum(np.asarray(a).nbytes for a in self.arrays.values())
 
 
+def type_name(dtype: np.dtype[Any]) -> str:
+    """Return a name that tells types apart: structured ones of one size are all ``|V12`` to numpy."""
+    if dtype.fields is None:
+        return dtype.str
+    return f"{dtype.str}-{hashlib.sha256(repr(dtype).encode()).hexdigest()[:8]}"
+
+
 def write_segment(
     path: Path,
     stage: str,
@@ -56,7 +64,7 @@ def write_segment(
     for number, unit in enumerate(units):
         for name, value in unit.arrays.items():
             array = np.asarray(value)
-            columns.setdefault((name, array.dtype.str, array.ndim), []).append((number, array))
+            columns.setdefault((name, type_name(array.dtype), array.ndim), []).append((number, array))
     arrays: dict[str, NDArray[Any]] = {
         "keys": np.array([u.key for u in units]),
         "seconds": np.array([u.seconds for u in units]),

@@ -26,6 +26,7 @@ class ToyOptions:
     fail: tuple[str, ...] = ()  # units that raise
     fail_once: tuple[str, ...] = ()  # units that raise on the first try of a run
     kill: tuple[str, ...] = ()  # units that kill their process
+    unstorable: tuple[str, ...] = ()  # units, or the loop, that return what cannot be stored
     slow: tuple[str, ...] = ()  # units that take an hour, on the first try of a run
     fail_setup_on: int = -1  # rank whose setup raises
     complaint: str = ""  # what the job says of its finished results
@@ -63,6 +64,8 @@ class Squares(Map):
             msg = f"first try of {unit.key}"
             raise ValueError(msg)
         k = int(unit.key[1:])
+        if unit.key in o.unstorable:
+            return {"square": np.float64(k), "when": np.zeros(2, "M8[s]")}
         if o.numeric:
             matrix = ctx.rng(unit.key).normal(size=(90, 70))
             return {"product": matrix.T @ matrix, "exp": np.exp(matrix), "square": np.float64(k * k)}
@@ -102,7 +105,8 @@ class Walk(Loop):
         self.options = options
 
     def start(self, ctx: Context) -> Arrays:
-        return {"x": np.linspace(0.1, 0.2, 5), "n": np.int64(0)}
+        odd = {"when": np.zeros(2, "M8[s]")} if self.name in self.options.unstorable else {}
+        return {"x": np.linspace(0.1, 0.2, 5), "n": np.int64(0), **odd}
 
     def step(self, state: Arrays, ctx: Context) -> Arrays:
         if self.options.seconds:
