@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from contextlib import suppress
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from hpc.ranks import Ranks
 
 _failing = threading.Lock()
+
+LOG_BYTES: Final = 8 << 20
+"""Bytes of a rank's log; what is older is kept once more, as ``rank-NNNNN.log.1``."""
 
 _CONFIG_PAUSES: Final = (0.2, 0.4, 0.8, 1.6, 2, 2, 2, 2, 2)
 """Seconds between tries to read a configuration that cannot be read now; how long to wait for others it says itself."""
@@ -146,7 +150,8 @@ def _log_to(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # On a full disk a line of the log is lost; a complaint on stderr would end mpiexec, whose output is a file too.
     logging.raiseExceptions = False
-    handler = logging.FileHandler(path)
+    # A workload that warns for every pixel must not fill the disk: the newest two files' worth is kept.
+    handler = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=1)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 from contextlib import suppress
@@ -17,6 +18,9 @@ from hpc.store.plain import read_json
 from hpc.watch.failure import Failure, last_lines
 from hpc.watch.screen import duration
 from hpc.watch.status import RunStatus, read_status
+
+_TAIL_BYTES: Final = 1 << 16
+"""Bytes of the ranks' output that are looked at; its last lines are shown."""
 
 _NAMED: Final = 5
 """Quarantined units that are named; the report lists all."""
@@ -177,5 +181,6 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _output(ending: Ending) -> str:
     with ending.log.open("rb") as file:
-        file.seek(ending.log_start)
-        return file.read().decode(errors="replace")
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(min(ending.log_start, size), size - _TAIL_BYTES))
+        return file.read(_TAIL_BYTES).decode(errors="replace")

@@ -25,7 +25,7 @@ from hpc.watch.status import RunStatus, read_status
 _TONE: Final = {"done": "good", "failed": "bad", "lost": "bad", "unreadable": "bad"}
 """How a state is coloured; all others mildly."""
 
-_NOTED: Final = frozenset({"warning", "fallback", "unit_failed", "stop"})
+_NOTED: Final = frozenset({"warning", "fallback", "unit_failed", "stop", "left_out"})
 """Events that a reader of the results should know of."""
 
 _LISTED: Final = 200

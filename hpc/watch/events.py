@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,28 +16,61 @@ from hpc.watch.fields import record
 _LONGEST: Final = 1 << 20
 """Bytes of a line; the longest are those with a share for each rank."""
 
+ROOM: Final = 16 << 20
+"""Bytes of the file beyond which only milestones are written."""
+
+MILESTONES: Final = frozenset({"run_start", "stage_start", "stage_end", "timing", "stop", "abandoned", "run_end"})
+"""Events of which an attempt has few."""
+
+_LONGEST_TEXT: Final = 4000
+"""Characters of a text in a record."""
+
 _LATEST: Final = 4102444800.0
 """The year 2100: no run has lived later."""
 
 
 class Events:
-    """Appends records; a failing disk costs the record, never the run."""
+    """Appends records; a failing disk costs the record, never the run.
+
+    The file is bounded: beyond `ROOM` bytes only the milestones of the run are written, and how many other records were
+    left out. A text within a record is cut where it is very long.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._lock = threading.Lock()
+        self._left_out = 0
 
     def emit(self, event: str, **facts: object) -> None:
         """Append one record with the time and the name of the event."""
         if self._path is None:
             return
-        line = json.dumps({"t": round(time.time(), 3), "event": event, **facts}, default=str)
         with self._lock:
             try:
                 with self._path.open("a", encoding="utf-8") as file:
-                    file.write(line + "\n")
+                    full = file.tell() >= ROOM
+                    if full and event not in MILESTONES:
+                        if not self._left_out:
+                            text = f"this file holds {ROOM >> 20} MiB: records of warnings and units end here"
+                            file.write(_line("left_out", {"text": text}))
+                        self._left_out += 1
+                        return
+                    if event == "run_end" and self._left_out:
+                        file.write(_line("left_out", {"records": self._left_out}))
+                    file.write(_line(event, facts))
             except OSError:
                 return
+
+
+def _line(event: str, facts: Mapping[str, object]) -> str:
+    cut = {name: _cut(value) for name, value in facts.items()}
+    return json.dumps({"t": round(time.time(), 3), "event": event, **cut}, default=str) + "\n"
+
+
+def _cut(value: object) -> object:
+    if isinstance(value, str) and len(value) > _LONGEST_TEXT:
+        return f"{value[:_LONGEST_TEXT]}… ({len(value) - _LONGEST_TEXT} characters left out)"
+    return value
 
 
 @dataclass(frozen=True, slots=True)
