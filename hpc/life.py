@@ -81,6 +81,8 @@ class Life:
         Complete stages that have to write their results again.
     sources, identity
         The code as found at this start, and the inputs and code that are recorded; on rank 0.
+    without
+        Units in quarantine by stage, of the stages so far. Rank 0.
     saving, journal
         Of the stage this rank is in.
     agreed
@@ -105,6 +107,7 @@ class Life:
     again: frozenset[str] = frozenset()
     sources: Code | None = None
     identity: Identity | None = None
+    without: dict[str, list[str]] = field(default_factory=dict)
     saving: Writer | None = None
     journal: Journal | None = None
     agreed: Wish = ""

@@ -53,6 +53,7 @@ def run_map(stage: Map, index: int, life: Life) -> bool:
     if plan.complete:
         life.homes[stage.name] = plan.home
         if life.desk:
+            life.without[stage.name] = sorted(plan.quarantine)
             life.desk.progress.skip(index, len(plan.units), len(plan.quarantine))
         return True
     if life.desk:
@@ -252,6 +253,7 @@ def _complete(
     results = StoredResults(directory, {k: f for k, f in home.items() if k in keys}, life.read)
     with life.ctx.timed(f"merge {stage.name}"):
         life.insist(lambda: stage.merge(results, life.ctx))
+    life.without[stage.name] = sorted(desk.quarantine.units)
     record = {
         "units": len(plan.units),
         "quarantined": sorted(desk.quarantine.units),

@@ -56,7 +56,7 @@ def _forget(run: RunDir, names: Sequence[str]) -> int:
     affected = [index for index, name in enumerate(names) if counts[name]]
     # The quarantine goes last: killed in between, this can be done again, and nothing stale passes for complete.
     for later in names[min(affected, default=len(names)) + 1 :]:
-        _remove_folder(run.stage(later))
+        remove_folder(run.stage(later))
     for name in names:
         if counts[name]:
             folder = run.stage(name)
@@ -76,7 +76,14 @@ def _quarantined(folder: Path) -> int:
     return len(records) + bool(problem)
 
 
-def _remove_folder(folder: Path) -> None:
+def remove_folder(folder: Path) -> None:
+    """Remove a stage's folder, and see that it is gone.
+
+    Raises
+    ------
+    hpc.errors.RunDirError
+        Saying what stands in the way.
+    """
     try:
         shutil.rmtree(folder)
     except FileNotFoundError:

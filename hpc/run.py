@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from hpc import cpu, threads
+from hpc.basis import begin_anew_if_outdated
 from hpc.code import Code
 from hpc.context import Context
 from hpc.desk import Desk, DeskThread, RemoteDesk
@@ -250,6 +251,8 @@ def _stages(job: Job, life: Life) -> bool:
         life.here.stage = stage.name
         if life.agree_to_stop():
             return False
+        if life.desk:
+            begin_anew_if_outdated(stage.name, life)
         with life.ctx.timed(stage.name):
             finished = run_map(stage, index, life) if isinstance(stage, Map) else run_loop(stage, index, life)
         if not finished:

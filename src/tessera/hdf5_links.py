@@ -28,6 +28,8 @@ def _names(path: Path) -> list[str]:
     """Return the names of the files that a file refers to; none if it cannot be read, which others say."""
     import h5py
 
+    from hpc import input_hdf5
+
     names: list[str] = []
 
     def link(_: str, found: Any) -> None:
@@ -39,7 +41,7 @@ def _names(path: Path) -> list[str]:
             names.extend(_of_dataset(found))
 
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with input_hdf5(path) as file:
             file.visititems_links(link)
             file.visititems(item)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError):

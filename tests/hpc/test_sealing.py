@@ -173,3 +173,25 @@ def test_segments_that_do_not_say_are_taken_with_a_word(copy):
     (copy / "provenance.json").unlink()
     assert start_toy(copy, **OPTIONS).wait(60) == 0
     assert "do not say with which configuration" in (copy / "logs" / "rank-00000.log").read_text()
+
+
+@pytest.mark.parametrize("end", ["removed", "damaged", "all records removed"])
+def test_a_stage_computed_without_a_unit_is_run_anew_when_the_unit_is_back(tmp_path, end):
+    """Removing quarantine.json by hand tries its unit again; the stages after it must not pass for complete."""
+    options = {**OPTIONS, "fail_once": ["u00003"], "scratch": str(tmp_path), "engine": {"retries": 0}}
+    path = tmp_path / "run"
+    assert start_toy(path, **options).wait(60) == 3
+    before = (path / "checkpoints/walk/complete.json").stat().st_mtime_ns
+    file = path / "checkpoints/squares/quarantine.json"
+    if end == "damaged":
+        file.write_text(file.read_text().replace("u00003", "u00004"))
+    else:
+        file.unlink()
+    if end == "all records removed":
+        (path / "checkpoints/squares/complete.json").unlink()
+    assert start_toy(path, **options).wait(60) == 0
+    assert (path / "checkpoints/walk/complete.json").stat().st_mtime_ns != before
+    assert "in quarantine; it is run anew" in (path / "events.jsonl").read_text()
+    assert not (path / "checkpoints/walk/without.json").exists()
+    assert start_toy(path, **options).wait(60) == 0
+    assert (path / "events.jsonl").read_text().count("it is run anew") == 1
