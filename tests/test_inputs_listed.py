@@ -77,16 +77,10 @@ def lsq(folder: Path) -> list[str]:
         "import jax.numpy as jnp\n\ndef decay(t, a, b, c):\n    return a * jnp.exp(-b * t) + c\n"
     )
     t = np.linspace(0, 3, 500)
-    with h5py.File(folder / "y.h5", "w") as file:
-        file["y"] = 2 * np.exp(-1.3 * t) + 0.5 + 0.01 * np.random.default_rng(1).standard_normal(t.size)
-    layout = h5py.VirtualLayout(shape=t.shape, dtype=np.float64)
-    layout[:] = h5py.VirtualSource(folder / "y.h5", "y", shape=t.shape)
-    with h5py.File(folder / "e.h5", "w") as file:
-        file["sigma"] = np.full(t.size, 0.01)
-    with h5py.File(folder / "d.h5", "w") as file:
+    with h5py.File(folder / "d.h5", "w") as file:  # links and views to other files are refused, see tessera.hdf5_sound
         file["t"] = t
-        file.create_virtual_dataset("y", layout)
-        file["sigma"] = h5py.ExternalLink("e.h5", "sigma")
+        file["y"] = 2 * np.exp(-1.3 * t) + 0.5 + 0.01 * np.random.default_rng(1).standard_normal(t.size)
+        file["sigma"] = np.full(t.size, 0.01)
     data = "job.data={path: d.h5, x: [t], y: y, sigma: sigma}"
     return ["job=lsq", "job.model=model.py:decay", data, "job.p0={a: 1, b: 1, c: 0}"]
 
