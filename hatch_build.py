@@ -7,6 +7,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tempfile
 import zlib
@@ -27,13 +28,10 @@ LEVELS = [("v4", "x86-64-v4", 8), ("v3", "x86-64-v3", 4), ("v1", "x86-64", 2)]
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fvisibility=hidden", "-Wno-psabi"]
 
 
-def compile_kernels(root: Path) -> Path:
+def compile_kernels(root: Path) -> Path | None:
     """Compile the kernels where they are imported from, unless they are newer than their sources.
 
-    Raises
-    ------
-    SystemExit
-        If there is no compiler, or it fails; the message says what to do.
+    Without a compiler, or if it fails, this says what to do, and returns None: the fit then runs in NumPy.
     """
     folder, library = root / FOLDER, root / LIBRARY
     sources = sorted(folder.glob("*.c"))
@@ -42,11 +40,31 @@ def compile_kernels(root: Path) -> Path:
         return library
     compiler = shlex.split(os.environ.get("CC", "cc"))
     if shutil.which(compiler[0]) is None:
-        msg = (
-            f"Tessera's kernels need a C compiler, and there is no {compiler[0]!r} on the PATH. Install one (Debian, "
-            "Ubuntu: apt install gcc; clusters: module load gcc), or name one with CC=/path/to/gcc"
+        _without(
+            library,
+            f"there is no C compiler {compiler[0]!r} on the PATH. For the compiled sums install one (Debian, Ubuntu: "
+            "apt install gcc; clusters: module load gcc), or name one with CC=/path/to/gcc, and install Tessera again",
         )
-        raise SystemExit(msg)
+        return None
+    try:
+        _compile(folder, library, compiler, sources)
+    except BuildError as error:
+        _without(library, str(error))
+        return None
+    return library
+
+
+class BuildError(Exception):
+    """The compiler does not build the kernels."""
+
+
+def _without(library: Path, reason: str) -> None:
+    """Go on without the kernels; those of other sources would be refused."""
+    library.unlink(missing_ok=True)
+    sys.stderr.write(f"the XPCS fit will run in NumPy, several times slower: {reason}\n")
+
+
+def _compile(folder: Path, library: Path, compiler: list[str], sources: list[Path]) -> None:
     levels = LEVELS if platform.machine().lower() in X86 else [("any", "", 2)]
     with tempfile.TemporaryDirectory() as folder_of_objects:
         objects = []
@@ -60,7 +78,6 @@ def compile_kernels(root: Path) -> Path:
         fresh = library.with_suffix(f".{os.getpid()}.tmp")
         _run([*compiler, "-shared", "-o", str(fresh), *objects, "-lm"])
         fresh.replace(library)
-    return library
 
 
 def checksum(folder: Path) -> int:
@@ -78,7 +95,7 @@ def _run(command: list[str]) -> None:
             f"the C compiler could not build Tessera's kernels (GCC 12, Clang 15 or newer is needed):\n"
             f"{shlex.join(command)}\n{done.stderr}"
         )
-        raise SystemExit(msg)
+        raise BuildError(msg)
 
 
 class KernelHook(BuildHookInterface):  # type: ignore[type-arg]
@@ -89,6 +106,7 @@ class KernelHook(BuildHookInterface):  # type: ignore[type-arg]
         del version
         if self.target_name == "sdist":
             return
-        compile_kernels(Path(self.root))
+        if compile_kernels(Path(self.root)) is None:
+            return  # in NumPy it runs on any machine
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"

@@ -35,6 +35,7 @@ from hpc.loops import run_loop
 from hpc.maps import run_map
 from hpc.peers import Peers
 from hpc.provenance import record_attempt
+from hpc.quota import quota
 from hpc.ranks import MpiRanks, Ranks
 from hpc.results import harmed_stages
 from hpc.rundir import RunDir, config_hash
@@ -286,7 +287,7 @@ def _check_threads(life: Life) -> None:
     masks = life.ranks.gather((life.ranks.local_rank, threads.usable_cpus()))
     if life.desk and masks is not None:
         here = [mask for _, mask in masks[: life.ranks.local_size]]
-        for complaint in threads.complaints(life.ctx.threads, here):
+        for complaint in threads.complaints(life.ctx.threads, here, quota()):
             life.log.warning(complaint)
             life.desk.event("warning", text=complaint)
             life.desk.progress.message = complaint

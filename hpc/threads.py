@@ -7,6 +7,8 @@ import sys
 from collections.abc import MutableMapping, Sequence
 from typing import Any, Final, Literal
 
+from hpc.quota import quota
+
 VARIABLES: Final = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -25,8 +27,13 @@ _limits: Any = None  # threadpoolctl undoes its limits when this object dies
 
 
 def usable_cpus() -> frozenset[int]:
-    """Return the CPUs this process may run on: the affinity mask, which is what cgroups leave of the machine."""
+    """Return the CPUs this process may run on: the affinity mask, which is what cpusets leave of the machine."""
     return frozenset(os.sched_getaffinity(0))
+
+
+def paid_cpus(cpus: int, limit: float | None) -> int:
+    """Return how many of some CPUs a quota of CPU time pays for, at least one."""
+    return cpus if limit is None else max(1, min(cpus, int(limit)))
 
 
 def budget(setting: int | Literal["auto"], ranks_here: int | None = None) -> int:
@@ -36,7 +43,7 @@ def budget(setting: int | Literal["auto"], ranks_here: int | None = None) -> int
     ----------
     setting
         A number, or ``auto``: SLURM's ``--cpus-per-task`` if it was given, else the CPUs of the affinity mask
-        divided by the ranks that share the node.
+        divided by the ranks that share the node; never more than a quota of CPU time pays for, see `hpc.quota`.
     ranks_here
         Ranks on this node; None reads it from the launcher's variables.
 
@@ -47,11 +54,12 @@ def budget(setting: int | Literal["auto"], ranks_here: int | None = None) -> int
     """
     if setting != "auto":
         return setting
+    cpus = paid_cpus(len(usable_cpus()), quota())
     if per_task := os.environ.get("SLURM_CPUS_PER_TASK"):
-        return max(1, min(int(per_task), len(usable_cpus())))
+        return max(1, min(int(per_task), cpus))
     if ranks_here is None:
         ranks_here = next((int(os.environ[n]) for n in _LOCAL_SIZE if n in os.environ), 1)
-    return max(1, len(usable_cpus()) // ranks_here)
+    return max(1, cpus // ranks_here)
 
 
 def set_environment(threads: int, environment: MutableMapping[str, str] = os.environ) -> None:
@@ -82,7 +90,7 @@ def pools() -> dict[str, int]:
     return found
 
 
-def complaints(threads: int, masks: Sequence[frozenset[int]]) -> list[str]:
+def complaints(threads: int, masks: Sequence[frozenset[int]], limit: float | None = None) -> list[str]:
     """Say in numbers what is wrong with the thread budget on one node.
 
     Parameters
@@ -91,6 +99,8 @@ def complaints(threads: int, masks: Sequence[frozenset[int]]) -> list[str]:
         Budget of each rank.
     masks
         The affinity mask of each rank on this node.
+    limit
+        The quota of CPU time that these ranks share, in CPUs.
 
     Returns
     -------
@@ -103,10 +113,13 @@ def complaints(threads: int, masks: Sequence[frozenset[int]]) -> list[str]:
         if n > threads
     ]
     cpus = len(frozenset[int]().union(*masks)) if masks else 0
+    paid = paid_cpus(cpus, limit) if cpus else 0
+    allowed = f"{cpus} usable CPUs" if paid == cpus else f"{cpus} usable CPUs, of which a quota pays for {limit:.3g}"
+    cpus = paid
     wanted = threads * len(masks)
     if cpus and wanted > cpus:
         wrong.append(
-            f"oversubscribed: {len(masks)} ranks x {threads} threads = {wanted} threads on {cpus} usable CPUs; "
+            f"oversubscribed: {len(masks)} ranks x {threads} threads = {wanted} threads on {allowed}; "
             f"set cluster.threads_per_process={max(1, cpus // len(masks))} or start fewer ranks"
         )
     return wrong

@@ -40,13 +40,21 @@ _tessera_python() {
 # What an environment was made from: it is stale as soon as one of these changes.
 _tessera_stamp() {
     "$1" - "$tessera_checkout" "$2" <<'PYTHON'
-import hashlib, pathlib, sys
+import hashlib, os, pathlib, shlex, shutil, sys
 checkout, extras = sys.argv[1:]
 root = pathlib.Path(checkout)
 native = sorted(root.glob("src/tessera/xpcs/native/*.[ch]"))
 parts = [path.read_bytes() for path in (root / "pyproject.toml", root / "constraints.txt", root / "hatch_build.py", *native)]
+compiler = shlex.split(os.environ.get("CC") or "cc")[0]
+parts.append(b"compiler" if shutil.which(compiler) else b"none")  # one that comes later builds what was left out
 print(hashlib.sha256(b"\0".join([*parts, checkout.encode(), extras.encode()])).hexdigest())
 PYTHON
+}
+
+# Say that the sums of the XPCS fit are not compiled, as pip does not.
+_tessera_compiled() {
+    if [ -e "$tessera_checkout/src/tessera/xpcs/native/kernels.so" ]; then return 0; fi
+    tessera_say "no compiled sums: XPCS fits run in NumPy, several times slower. For them: apt install gcc (clusters: module load gcc), and once more"
 }
 
 # Install, with one changing line on a terminal; everything pip says is kept for when it fails.
@@ -80,7 +88,10 @@ tessera_env() {
     fi
     stamp="$venv/.tessera-${extras:-base}"
     wanted="$(_tessera_stamp "$venv/bin/python" "$extras")" || return 1
-    if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then return 0; fi
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+        _tessera_compiled
+        return 0
+    fi
     tessera_say "installing Tessera and what it needs into $venv (the first time takes a few minutes)"
     if ! _tessera_install "$venv" "$target"; then
         tail -n 15 "$venv/install.log" >&2 || true
@@ -88,4 +99,5 @@ tessera_env() {
         return 1
     fi
     printf '%s\n' "$wanted" >"$stamp"
+    _tessera_compiled
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -44,13 +45,13 @@ def test_an_installed_wheel_behaves_like_the_checkout(wheel, tmp_path):
         check=True,
     ).stdout.split()
     assert all(Path(f).is_relative_to(site) for f in found)
-    kernels = "from tessera.xpcs import native; print(len(native.functions(native.level())))"
+    kernels = "from tessera.xpcs import native; native.complaint() or print(len(native.functions(native.level())))"
     loaded = subprocess.run(
         [sys.executable, "-c", kernels], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}, check=True
     )
     assert loaded.returncode == 0
     assert "-py3-none-" in wheel.name
-    assert not wheel.name.endswith("-any.whl")
+    assert wheel.name.endswith("-any.whl") == (shutil.which("cc") is None)
     words = ("job=photometry", "run.dir=here", "--cfg", "job")
     assert ask(str(site), *words) == ask(str(CHECKOUT), *words)
     assert "photometry" in ask(str(site), "--help")

@@ -10,6 +10,7 @@ from typing import Final
 
 from hpc.doctor.finding import Finding
 from hpc.launch.environment import Crew, rank_environment
+from hpc.quota import quota
 from hpc.threads import usable_cpus
 
 _PROBE: Final = """
@@ -23,6 +24,9 @@ def check() -> Finding:
     """Count the usable CPUs and start a process with a budget of one thread to see who keeps to it."""
     usable, present = len(usable_cpus()), os.cpu_count() or 1
     text = f"{usable} of {present} CPUs usable" if usable < present else f"{usable} CPUs usable"
+    limit = quota()
+    if limit is not None and limit < usable:
+        text += f", of which a quota of CPU time pays for {limit:.3g}"
     if "OMP_NUM_THREADS" in os.environ:
         text += f", OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} here (runs set their own)"
     try:

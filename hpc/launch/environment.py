@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from hpc.errors import LaunchError
+from hpc.quota import quota
 from hpc.settings import LocalCluster
-from hpc.threads import set_environment, usable_cpus
+from hpc.threads import paid_cpus, set_environment, usable_cpus
 
 _FOREIGN: Final = (
     "PMI_",
@@ -54,15 +55,15 @@ def share_cpus(cluster: LocalCluster) -> Crew:
     Returns
     -------
     Crew
-        ``auto`` ranks are the usable CPUs divided by the threads (1 if these are ``auto`` too); ``auto``
-        threads are the usable CPUs divided by the ranks; both at least 1.
+        ``auto`` ranks are the usable CPUs (that a quota pays for) divided by the threads (1 if these are ``auto``
+        too); ``auto`` threads are the usable CPUs divided by the ranks; both at least 1.
 
     Raises
     ------
     hpc.errors.LaunchError
         If that many processes would bring the machine down.
     """
-    cpus = len(usable_cpus())
+    cpus = paid_cpus(len(usable_cpus()), quota())
     if cluster.ranks != "auto" and cluster.ranks > max(_MOST, _CROWD * cpus):
         msg = (
             f"cluster.ranks={cluster.ranks} are too many for the {cpus} CPUs of this machine; give at most "

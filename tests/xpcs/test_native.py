@@ -15,13 +15,15 @@ from tessera.xpcs import fit, native
 from tessera.xpcs.errors import KernelError
 from tessera.xpcs.objective import XpcsObjective
 
+needs_compiled = pytest.mark.skipif(not native._LIBRARY.exists(), reason="no C compiler was there to build the sums")
 NEEDED = {"v4": 2, "v3": 1, "v1": 0}
 
 
 def runnable():
     """Levels that this processor has; the best is what `level` says."""
     best = native.level()
-    return [name for name, rank in NEEDED.items() if rank <= NEEDED[best]] if best in NEEDED else [best]
+    compiled = [name for name, rank in NEEDED.items() if rank <= NEEDED[best]] if best in NEEDED else [best]
+    return compiled if best == native.PLAIN else [*compiled, native.PLAIN]
 
 
 def quadratic(c2, model, **options):
@@ -70,16 +72,18 @@ def test_arrays_of_any_layout_are_read_alike(model):
         assert (found.hessian == expected.hessian).all()
 
 
-def test_a_missing_library_is_named_with_the_remedy(monkeypatch, tmp_path):
+@needs_compiled
+def test_without_the_library_the_sums_run_in_numpy_and_say_so(monkeypatch, tmp_path):
+    expected = fit(noisy(FLOW, 20, PHI), PHI, q=Q, gap=GAP, times=times_of(20))
+    assert native.complaint() == ""
     monkeypatch.setattr(native, "_LIBRARY", tmp_path / "kernels.so")
-    native.functions.cache_clear()
-    try:
-        with pytest.raises(KernelError, match=r"kernels\.so cannot be loaded .* install Tessera again"):
-            fit(noisy(FLOW, 20, PHI), PHI, q=Q, gap=GAP, times=times_of(20))
-    finally:
-        native.functions.cache_clear()
+    assert native.level() == native.PLAIN
+    assert "kernels.so was not built" in native.complaint()
+    found = fit(noisy(FLOW, 20, PHI), PHI, q=Q, gap=GAP, times=times_of(20))
+    assert found.cost == pytest.approx(expected.cost, rel=1e-9)
 
 
+@needs_compiled
 def test_a_library_of_other_sources_is_refused(monkeypatch, tmp_path):
     """After a `git pull` without an installation its structs may be others."""
     shutil.copytree(CHECKOUT / "src/tessera/xpcs/native", tmp_path / "native")
@@ -98,9 +102,9 @@ def test_a_library_of_other_sources_is_refused(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("compiler", "said"),
-    [("no-such-compiler", r"need a C compiler.*no-such-compiler.*CC="), ("false", "could not build Tessera's kernels")],
+    [("no-such-compiler", r"no C compiler.*no-such-compiler.*CC="), ("false", "could not build Tessera's kernels")],
 )
-def test_a_build_without_a_compiler_says_what_is_missing(tmp_path, compiler, said):
+def test_a_build_without_a_compiler_goes_on_and_says_what_is_missing(tmp_path, compiler, said):
     for name in ("hatch_build.py", "src/tessera/xpcs/native"):
         target = tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -108,12 +112,16 @@ def test_a_build_without_a_compiler_says_what_is_missing(tmp_path, compiler, sai
             shutil.copytree(CHECKOUT / name, target, ignore=shutil.ignore_patterns("*.so"))
         else:
             shutil.copy(CHECKOUT / name, target)
-    code = "import hatch_build, pathlib; hatch_build.compile_kernels(pathlib.Path.cwd())"
+    library = tmp_path / "src/tessera/xpcs/native/kernels.so"
+    library.write_bytes(b"of older sources")
+    os.utime(library, (0, 0))
+    code = "import hatch_build, pathlib; print(hatch_build.compile_kernels(pathlib.Path.cwd()))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "CC": compiler}, capture_output=True, text=True
     )
-    assert done.returncode != 0
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "None"
     assert "Traceback" not in done.stderr
-
     assert re.search(said, done.stderr, re.DOTALL), done.stderr
-    assert not (tmp_path / "src/tessera/xpcs/native/kernels.so").exists()
+    assert "the XPCS fit will run in NumPy" in done.stderr
+    assert not library.exists()

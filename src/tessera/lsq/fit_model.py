@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hpc.quota import quota
+from hpc.threads import paid_cpus, usable_cpus
 from tessera.lsq import hybrid, multistart
 from tessera.lsq.errors import DataError, FitInputError, ModelError, StartError
 from tessera.lsq.guard import Guarded, NanPolicy
@@ -291,4 +293,6 @@ def indices(model: Model, linear: Sequence[str]) -> tuple[int, ...]:
 def default_threads() -> int:
     """Return how many threads a fit uses unless told: what the environment gives numeric libraries, else all CPUs."""
     set_by_user = os.environ.get("OMP_NUM_THREADS", "")
-    return int(set_by_user) if set_by_user.isdigit() and int(set_by_user) > 0 else len(os.sched_getaffinity(0))
+    return (
+        int(set_by_user) if set_by_user.isdigit() and int(set_by_user) > 0 else paid_cpus(len(usable_cpus()), quota())
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,7 +52,11 @@ class XpcsJob(Job):
         with explained():
             dataset, _ = self._load(_unread)
             vectors(self.options, objective_of(self.options, dataset, 1.0))
-            native.functions(native.level())  # on a cluster's login node as on the others, better said now than there
+            # On a cluster's login node as on the others, better said now than there.
+            if slow := native.complaint():
+                sys.stderr.write(f"tessera: {slow}\n")
+            else:
+                native.functions(native.level())
 
     def inputs(self) -> Sequence[Path]:
         """Name the file of correlations, and those that it links to."""
@@ -64,6 +69,7 @@ class XpcsJob(Job):
         with explained(), ctx.timed("load"):
             dataset, notes = self._load(ctx.shared)
             quality = _assessed(dataset, ctx)
+            notes += [text for text in (native.complaint(),) if text]
             notes += judge(dataset, quality, omit=options.experimental_data.nan == "omit")
         sigma = options.optimization.sigma
         noise = float(np.nanmedian([q.noise for q in quality])) if sigma == "auto" else sigma

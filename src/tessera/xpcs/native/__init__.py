@@ -22,6 +22,7 @@ from hpc import cpu
 from hpc.kernels import LEVEL
 from tessera.lsq.losses import LOSSES, Loss
 from tessera.xpcs.errors import KernelError
+from tessera.xpcs.native import plain
 from tessera.xpcs.physics import Floats
 
 PAD: Final = 8
@@ -31,6 +32,12 @@ so many more than the grid."""
 FLOW_FUNCTIONS: Final = 8
 STATIC_FUNCTIONS: Final = 4
 EXTRA_SUMS: Final = 3
+
+SUMS: Final = "TESSERA_XPCS_SUMS"
+"""Environment variable: ``numpy`` leaves the compiled sums alone."""
+
+PLAIN: Final = "numpy"
+"""The level of an installation without compiled sums."""
 
 _LIBRARY: Final = Path(__file__).with_name("kernels.so")
 _REMEDY: Final = (
@@ -85,7 +92,20 @@ class _Strip(ctypes.Structure):
 
 def level() -> str:
     """Return the suffix of the functions for this processor, or for the lesser one that the run is pinned to."""
+    if os.environ.get(SUMS) == PLAIN or not _LIBRARY.exists():
+        return PLAIN
     return _level(os.environ.get(LEVEL, ""))
+
+
+def complaint() -> str:
+    """Say that the sums are not compiled; empty if they are."""
+    if level() != PLAIN:
+        return ""
+    why = f"{SUMS}={PLAIN} asks for that" if os.environ.get(SUMS) == PLAIN else f"{_LIBRARY.name} was not built"
+    return (
+        f"the sums of the XPCS fit run in NumPy, several times slower than compiled, and round differently: {why}; "
+        f"with a C compiler (Debian, Ubuntu: apt install gcc; clusters: module load gcc) {_REMEDY}"
+    )
 
 
 @cache
@@ -156,10 +176,10 @@ def padded(vectors: Floats) -> Floats:
 
 
 class Kept:
-    """A C struct and the arrays that it points to; ``at`` is its address."""
+    """A C struct and the arrays that it points to; ``at`` is its address. ``struct`` and ``arrays`` are for NumPy."""
 
     def __init__(self, struct: ctypes.Structure, *arrays: np.ndarray[Any, Any] | Kept | None) -> None:
-        self._struct, self._arrays = struct, arrays
+        self.struct, self.arrays = struct, arrays
         self.at = ctypes.addressof(struct)
 
 
@@ -214,6 +234,9 @@ def flow_sums(at: Kept, data: Kept, out: Floats, *, diagonal: bool) -> None:
 
     On the diagonal, only pairs above it are summed.
     """
+    if level() == PLAIN:
+        plain.flow_sums(at, data, out, diagonal=diagonal)
+        return
     function = functions(level())["flow_square" if diagonal else "flow_rectangle"]
     if function(at.at, data.at, out.ctypes.data):
         raise MemoryError(_NO_MEMORY)
@@ -234,13 +257,18 @@ def strip(place: tuple[int, int, int], square: Floats, rest: Floats, weights: tu
 
 def static_after(at: Kept, views: np.ndarray[Any, np.dtype[np.intp]]) -> Floats:
     """Return the sums over the times after each strip that involve no data, shape (n_strips, …)."""
-    out = np.empty((views.size, _AFTER))
+    out = np.zeros((views.size, _AFTER))
+    if level() == PLAIN:  # sums pair by pair need nothing beforehand
+        return out
     functions(level())["static_after"](at.at, views.ctypes.data, views.size, out.ctypes.data)
     return out
 
 
 def static_sums(at: Kept, data: Kept, view: int, after: Floats, out: Floats) -> None:
     """Add the sums over a strip to ``out``, shape (n_phi, 27): as `tessera.xpcs.kernel.combined` takes them."""
+    if level() == PLAIN:
+        plain.static_sums(at, data, out)
+        return
     if functions(level())["static_sums"](at.at, data.at, view, after.ctypes.data, out.ctypes.data):
         raise MemoryError(_NO_MEMORY)
 
@@ -262,6 +290,8 @@ def read_mean(c2: np.ndarray[Any, Any], place: tuple[int, int, int, int], y: Flo
     numpy.ndarray
         Σd² of each angle, d half the difference of the halves; shape (n_phi,).
     """
+    if level() == PLAIN:
+        return plain.read_mean(c2, place, y)
     unlike = np.empty(len(c2))
     turn, pitch = (step // c2.itemsize for step in c2.strides[:2])
     function = functions(level())["read_mean"]
@@ -281,6 +311,8 @@ def read_mean(c2: np.ndarray[Any, Any], place: tuple[int, int, int, int], y: Flo
 
 def sum_squares(y: Floats) -> Floats:
     """Return Σy and Σy² of each angle of a padded block, (n_phi, rows, stride); shape (n_phi, 2)."""
+    if level() == PLAIN:
+        return plain.sum_squares(y)
     out = np.empty((len(y), 2))
     functions(level())["sum_squares"](y.ctypes.data, len(y), y[0].size, out.ctypes.data)
     return out
@@ -298,5 +330,8 @@ def to_nodes(spread: Floats, y: Floats, width: int, out: Floats) -> None:
     out
         Shape (n_phi, 8, stride of its own), zero.
     """
+    if level() == PLAIN:
+        plain.to_nodes(spread, y, width, out)
+        return
     function = functions(level())["to_nodes"]
     function(spread.ctypes.data, len(y), width, y.shape[2], y.ctypes.data, out.shape[2], out.ctypes.data)
