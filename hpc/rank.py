@@ -34,6 +34,7 @@ from hpc.errors import (
     UnreadableError,
 )
 from hpc.stop import StopFlag, listen
+from hpc.store.newfile import create, hidden_name
 from hpc.whereabouts import Whereabouts, this_stay
 
 if TYPE_CHECKING:
@@ -190,9 +191,9 @@ def _fail(path: Path, ranks: Ranks | None, error: BaseException, here: Whereabou
 
 def _leave_record(path: Path, record: dict[str, Any]) -> None:
     """Write the record unless another rank was first: the first failure is the cause, the others follow from it."""
-    mine = path.with_name(f"{path.name}.{os.getpid()}.{record['rank']}")
+    mine = hidden_name(path)
     with suppress(OSError):
-        mine.write_text(json.dumps(record, indent=1))
+        create(mine, json.dumps(record, indent=1).encode())
         with suppress(OSError, ValueError, AttributeError):
             if json.loads(path.read_bytes()).get("stay", "") != record["stay"]:  # of the job's stay before this one
                 path.unlink()

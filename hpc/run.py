@@ -41,8 +41,8 @@ from hpc.results import harmed_stages
 from hpc.rundir import RunDir, config_hash
 from hpc.settings import Settings
 from hpc.stop import StopFlag, listen
-from hpc.store.atomic import remove_temporaries
 from hpc.store.lock import Claim, RunLock, take_patiently
+from hpc.store.newfile import remove_temporaries
 from hpc.store.patience import read_patiently
 from hpc.store.segments import StoredResults
 from hpc.watch.events import Events

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import socket
 import time
-import uuid
 from pathlib import Path
 from typing import Final
 
 from hpc.errors import RunDirError
 from hpc.ranks import Ranks
+from hpc.store.newfile import create, hidden_name
 
 _PATIENCE: Final = 15.0
 """Seconds that a network file system may take to show a new file to another node."""
@@ -25,9 +25,9 @@ def require_shared(run: Path, ranks: Ranks) -> None:
     """
     if ranks.size == 1:
         return
-    token = run / f".token-{uuid.uuid4().hex[:12]}"
+    token = hidden_name(run / "token")
     if ranks.rank == 0 and run.is_dir():
-        token.touch()
+        create(token)
     token = run / ranks.bcast(token.name)
     found = ranks.gather((socket.gethostname(), _appears(token)))
     blind = None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hpc.errors import CorruptFileError
 from hpc.store.faults import reached
+from hpc.store.newfile import create, replace, temporary_name
 from hpc.store.reading import is_refusal
 
 if TYPE_CHECKING:  # a rank takes its lock and reads records before numpy may be loaded, see hpc/kernels.py
@@ -25,9 +25,6 @@ if TYPE_CHECKING:  # a rank takes its lock and reads records before numpy may be
     from numpy.typing import NDArray
 
     from hpc.job import Arrays
-
-TEMPORARY: Final = ".tmp-"
-"""Marks temporary names; anything holding it may be deleted when no process works in the directory."""
 
 _CHUNK_BYTES: Final = 1 << 20
 _SLICE_CHUNKS: Final = 8
@@ -55,7 +52,7 @@ def write_atomically(path: Path, write: Callable[[Path], None], check: Callable[
     OSError
         As raised by the file system; the old content of ``path`` is then untouched.
     """
-    temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    temporary = temporary_name(path)
     try:
         reached("begin", path)
         write(temporary)
@@ -73,16 +70,9 @@ def write_atomically(path: Path, write: Callable[[Path], None], check: Callable[
     reached("durable", path)
 
 
-def create(path: Path, content: bytes = b"") -> None:
-    """Make a file that is not there yet; nothing is followed or overwritten, whoever put it there."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-    with os.fdopen(descriptor, "wb", buffering=0) as file:
-        file.write(content)
-
-
 def write_bytes(path: Path, content: bytes, check: Callable[[], None] = _allowed) -> None:
     """Write a small file atomically and durably; see `write_atomically` for ``check``."""
-    write_atomically(path, lambda p: _write_all(p, content), check)
+    write_atomically(path, lambda temporary: create(temporary, content), check)
 
 
 def write_json(path: Path, value: object, check: Callable[[], None] = _allowed) -> None:
@@ -92,9 +82,7 @@ def write_json(path: Path, value: object, check: Callable[[], None] = _allowed) 
 
 def replace_json(path: Path, value: object) -> None:
     """Replace a JSON file atomically but without fsync: for figures that are rewritten every second."""
-    temporary = path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
-    temporary.write_bytes(json.dumps(value).encode())
-    temporary.replace(path)
+    replace(path, json.dumps(value).encode(), temporary_name(path))
 
 
 def sha256(path: Path) -> str:
@@ -199,14 +187,6 @@ def read_hdf5(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     return arrays, attributes
 
 
-def remove_temporaries(directory: Path) -> list[Path]:
-    """Delete what killed writers left behind; only the holder of the run's lock may call this."""
-    left = [p for p in directory.rglob(f"*{TEMPORARY}*") if p.is_file()]
-    for path in left:
-        path.unlink(missing_ok=True)
-    return left
-
-
 def _put(file: h5py.File, name: str, array: NDArray[Any], path: Path) -> None:
     import numpy as np
 
@@ -227,10 +207,6 @@ def _put(file: h5py.File, name: str, array: NDArray[Any], path: Path) -> None:
     for start in range(0, flat.size, chunk * _SLICE_CHUNKS):
         dataset[start : start + chunk * _SLICE_CHUNKS] = flat[start : start + chunk * _SLICE_CHUNKS]
         reached("slice", path)
-
-
-def _write_all(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
 
 
 def _fsync(path: Path) -> None:

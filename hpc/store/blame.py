@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpc.errors import CorruptFileError
-from hpc.store.atomic import create
+from hpc.store.newfile import create
 from hpc.store.records import read_record, sealed
 
 

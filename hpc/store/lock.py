@@ -26,7 +26,7 @@ from typing import Any, Final, TypeVar
 
 from hpc.errors import LockedError, LockLostError
 from hpc.process import Process, boot_id, pid_namespace, place
-from hpc.store.atomic import create
+from hpc.store.newfile import create
 from hpc.store.plain import read_json, read_plain
 from hpc.store.records import sealed, unsealed
 

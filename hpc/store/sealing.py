@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc.errors import CorruptFileError
-from hpc.store.atomic import TEMPORARY
+from hpc.store.newfile import is_temporary
 from hpc.store.reading import is_refusal
 from hpc.store.records import read_record
 
@@ -113,7 +113,7 @@ def share(files: Sequence[SealedFile], rank: int, size: int) -> Sequence[SealedF
 def _files_below(folder: Path) -> Iterator[str]:
     for path, _, names in os.walk(folder, onerror=_raise):
         for name in sorted(names):
-            if TEMPORARY not in name and (Path(path) / name).is_file():
+            if not is_temporary(name) and (Path(path) / name).is_file():
                 yield (Path(path) / name).relative_to(folder).as_posix()
 
 

@@ -18,10 +18,10 @@ from hpc.inputs import Inputs, differences, look
 from hpc.kernel_record import NAME as KERNELS
 from hpc.kernel_record import other_kernels
 from hpc.rundir import RunDir, config_hash
-from hpc.store.atomic import TEMPORARY
 from hpc.store.generations import load_generation, load_newest
 from hpc.store.journal import deaths, entries, journal_names
 from hpc.store.lock import is_held, read_owner
+from hpc.store.newfile import temporaries
 from hpc.store.reading import content_of, is_refusal, names_in
 from hpc.store.records import read_keyed, read_record
 from hpc.store.sealing import harm, in_force
@@ -69,7 +69,7 @@ def verify_run(run: RunDir) -> Iterator[Verdict]:
     yield from _identity(run)
     yield from _watched(run)
     yield from _lock(run, working=working)
-    for path in sorted(p for p in run.path.rglob(f"*{TEMPORARY}*") if p.is_file()):
+    for path in temporaries(run.path):
         yield Verdict(
             _name(path, run),
             "note",

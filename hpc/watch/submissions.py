@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from hpc.store.newfile import hidden_name, replace
 from hpc.store.plain import read_json
 from hpc.watch.fields import record
 
@@ -101,9 +102,8 @@ def forget_unanswered(run: Path) -> None:
 
 
 def _write(run: Path, known: Sequence[Submission]) -> None:
-    new = run / f".{FILE}"  # not named like the ranks' temporary files, which a starting run clears away
-    new.write_text(json.dumps({"schema": 1, "submissions": [*map(asdict, known)]}, indent=1), encoding="utf-8")
-    new.replace(run / FILE)
+    content = json.dumps({"schema": 1, "submissions": [*map(asdict, known)]}, indent=1)
+    replace(run / FILE, content.encode(), hidden_name(run / FILE))
 
 
 def submissions(run: Path) -> list[Submission]:
@@ -133,10 +133,9 @@ def last_submission(run: Path) -> Submission | None:
 
 def remember_end(run: Path, slurm_id: str, state: str, exit_code: str) -> None:
     """Note how the newest job of a run ended; who may not write here asks SLURM again."""
-    new = run / f".{ENDED_FILE}.{os.getpid()}"
+    content = json.dumps({"job": slurm_id, "state": state, "exit_code": exit_code})
     with suppress(OSError):
-        new.write_text(json.dumps({"job": slurm_id, "state": state, "exit_code": exit_code}), encoding="utf-8")
-        new.replace(run / ENDED_FILE)
+        replace(run / ENDED_FILE, content.encode(), hidden_name(run / ENDED_FILE))
 
 
 def remembered_end(run: Path, slurm_id: str) -> tuple[str, str] | None:

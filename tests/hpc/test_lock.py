@@ -19,7 +19,7 @@ import pytest
 from hpc.cli.main import main as tessera
 from hpc.errors import LockedError
 from hpc.process import Process, started
-from hpc.store import atomic, lock, records
+from hpc.store import lock, newfile, records
 from hpc.watch.status import RankStatus, _all_dead
 
 HOLD = """
@@ -298,6 +298,48 @@ def test_a_new_file_follows_and_overwrites_nothing(tmp_path):
     (tmp_path / "dangling").symlink_to(tmp_path / "new")
     for name in ("victim", "link", "dangling"):
         with pytest.raises(FileExistsError):
-            atomic.create(tmp_path / name, b"x")
+            newfile.create(tmp_path / name, b"x")
     assert (tmp_path / "victim").read_text() == "precious"
     assert not (tmp_path / "new").exists()
+
+
+def test_only_the_engines_own_temporary_files_are_removed(tmp_path):
+    ours = (
+        "checkpoints/squares/seg-1.h5.tmp-17-ab",
+        "results/squares.h5.tmp-" + "0a" * 16,
+        "results/maps/a.fits.tmp-" + "0b" * 16,
+        "report/index.html.tmp-4711-0123abcd",
+        "progress.json.tmp-" + "0c" * 16,
+    )
+    others = (
+        "results/notes.tmp-old",
+        "results/x.tmp-12/data.h5",
+        "results/my.tmp-files.txt",
+        "results/a.tmp-1234",
+        "logs/b.tmp-" + "0d" * 16,
+        "config.yaml.tmp-" + "0e" * 16,  # of a command that prepares the run at this moment
+    )
+    for name in (*ours, *others, "lock"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    silence(tmp_path / ours[-1], 1000)
+    (tmp_path / "results" / ("link.tmp-" + "0f" * 16)).symlink_to(tmp_path / "lock")
+    removed = newfile.remove_temporaries(tmp_path)
+    assert sorted(str(p.relative_to(tmp_path)) for p in removed) == sorted(ours)
+    assert all((tmp_path / name).read_text() == "x" for name in others)
+    assert (tmp_path / "lock").exists()
+
+
+def test_no_temporary_name_can_be_foreseen_and_no_link_is_followed(toy, tmp_path, monkeypatch):
+    names = {newfile.temporary_name(Path("a")) for _ in range(100)} | {
+        newfile.hidden_name(Path("a")) for _ in range(100)
+    }
+    assert len(names) == 200
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    monkeypatch.setattr(newfile.secrets, "token_hex", lambda count: "00" * count)  # even if it were
+    for name in (newfile.temporary_name(tmp_path / "a"), newfile.hidden_name(tmp_path / "a")):
+        name.symlink_to(victim)
+        with pytest.raises(FileExistsError):
+            newfile.replace(tmp_path / "a", b"x", name)
+    assert victim.read_text() == "precious"
