@@ -7,6 +7,7 @@ expected to succeed. Requests come in as lines of JSON, answers go out likewise.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -52,6 +53,17 @@ def serve_forks() -> None:
         answer({"code": os.waitstatus_to_exitcode(status)})
 
 
+def lose_answers(code: int) -> None:
+    """Let ``os.link`` do its work and fail all the same."""
+    real = os.link
+
+    def link(*arguments: Any, **options: Any) -> None:
+        real(*arguments, **options)
+        raise OSError(code, os.strerror(code))
+
+    os.link = link
+
+
 def live(request: dict[str, Any]) -> None:
     """Be one rank, and leave without coming back."""
     code = 99
@@ -68,6 +80,8 @@ def live(request: dict[str, Any]) -> None:
         if request["clock"]:
             real, shift = time.time, request["clock"]
             time.time = lambda: real() + shift
+        if request["lost_link"]:
+            lose_answers(getattr(errno, request["lost_link"]))
         code = hpc.rank.main([request["path"]])
         if faults.armed is not None:
             Path(request["output"]).with_suffix(".passed").write_text(str(faults.armed.passed))

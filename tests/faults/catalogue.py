@@ -11,6 +11,7 @@ from pathlib import Path
 
 import damage
 import identity
+import ownership
 import protocol
 import refused
 import whole_runs
@@ -58,6 +59,13 @@ CATALOGUE = (
     Entry("quarantine retried with a damaged progress file", refused.retried_with_damaged_progress, 6),
     Entry("input changed, resized or missing", identity.changed_input, 12),
     Entry("other code of the same version", identity.changed_code, 8),
+    Entry("killed owner that nobody reaped", ownership.zombie_owner, 6),
+    Entry("pid of a dead owner given away", ownership.recycled_pid, 5),
+    Entry("owner in another pid namespace", ownership.other_container, 5),
+    Entry("clock off while the owner lives", ownership.clock_off, 10),
+    Entry("answer to the lock's link lost", ownership.lost_answer, 12),
+    Entry("every unit fails in the same way", ownership.everything_fails, 8),
+    Entry("whole job killed three times", ownership.whole_deaths, 3),
     Entry("run directory removed or renamed", whole_runs.directory_gone, 4),
     Entry("file system full", whole_runs.full_disk, 5),
     Entry("file size limit reached", whole_runs.file_size_limit, 5),
@@ -150,4 +158,6 @@ def endless_jobs(seed: int) -> Iterator[Job]:
 
 def usable(entry: Entry) -> bool:
     """Whether this machine allows the fault: mounting takes root."""
+    if entry.kind is ownership.other_container:
+        return ownership.can_unshare()
     return entry.kind is not whole_runs.full_disk or whole_runs.can_mount()

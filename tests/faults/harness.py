@@ -151,6 +151,7 @@ class Harness:
         kill_after: float | None = None,
         file_limit: int = 0,
         clock: float = 0.0,
+        lost_link: str = "",
     ) -> int:
         """Run one rank on a prepared run directory; return its exit code, negative for a signal."""
         self._forks = self._forks or Worker(["fork"], 1, self.scratch / "forks.err")
@@ -161,6 +162,7 @@ class Harness:
             kill_after=kill_after,
             file_limit=file_limit,
             clock=clock,
+            lost_link=lost_link,
         )
 
     def passed(self, path: Path) -> int:
