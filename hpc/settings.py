@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 from hpc.options import Range
 
-_LIMIT = re.compile(r"(?:(?P<days>\d+)-)?(?:(?P<hours>\d+):)?(?P<minutes>\d+):(?P<seconds>\d\d)")
+_LIMIT = re.compile(r"(?:(?P<days>\d+)-)?(?P<clock>\d+(?::\d+){0,2})")
+_UNLIMITED = ("unlimited", "infinite", "-1")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+_FLAG = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _STEPS = re.compile(r"([1-9][0-9]*) ?(?:steps?|units?)")
 
 
@@ -89,7 +92,8 @@ class SlurmCluster:
     exclude: str | None = None
     nodelist: str | None = None
     nice: int | None = None
-    time: str | None = None
+    time: int | str | None = None
+    job_name: str | None = None
     mail_user: str | None = None
     mail_type: str | None = None
     comment: str | None = None
@@ -107,8 +111,18 @@ class SlurmCluster:
     wait: bool = False
 
     def __post_init__(self) -> None:
-        if self.time is not None and self.minutes is None:
-            msg = f"time: {self.time!r} is no limit; write '4:00:00' (hours), '2-12:00:00' (days) or '90:00' (minutes)"
+        self._refuse_lines()
+        if isinstance(self.time, int):
+            msg = (
+                f"time: {self.time} is a number to YAML, which makes 14400 of 4:00:00; put the limit in quotes: "
+                "'4:00:00' for four hours, '90' for 90 minutes"
+            )
+            raise ValueError(msg)  # noqa: TRY004 - `build` makes a complaint about the key of it
+        if self.time is not None and _minutes(self.time) is None:
+            msg = (
+                f"time: {self.time!r} is no limit; write '90' (minutes), '4:00:00' (hours), '2-12' or '2-12:00:00' "
+                "(days) or UNLIMITED"
+            )
             raise ValueError(msg)
         if self.minutes is not None and self.minutes * 60 <= self.signal_delay:
             msg = (
@@ -127,13 +141,46 @@ class SlurmCluster:
 
     @property
     def minutes(self) -> int | None:
-        """The time limit, rounded up to what SLURM counts in; None if the partition's default applies."""
-        match = _LIMIT.fullmatch(self.time or "")
-        if match is None:
-            return None
-        parts = match.groupdict(default="0")
-        hours = 24 * int(parts["days"]) + int(parts["hours"])
-        return 60 * hours + int(parts["minutes"]) + (int(parts["seconds"]) > 0)
+        """The time limit, rounded up to what SLURM counts in; None without one, or if the partition's applies."""
+        return (_minutes(str(self.time)) or None) if self.time is not None else None
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether the job asks for no time limit."""
+        return self.time is not None and self.minutes is None
+
+    def _refuse_lines(self) -> None:
+        """Refuse what would begin a line of its own in the batch script."""
+        texts = {f.name: getattr(self, f.name) for f in fields(self)}
+        texts |= {f"sbatch.{name}": value for name, value in self.sbatch.items()}
+        texts |= {f"srun[{number}]": value for number, value in enumerate(self.srun)}
+        for name, text in texts.items():
+            if isinstance(text, str | Path) and _CONTROL.search(str(text)):
+                msg = f"{name}: must be one line without control characters, not {str(text)!r}"
+                raise ValueError(msg)
+        for name in self.sbatch:
+            if not _FLAG.fullmatch(name):
+                msg = f"sbatch: {name!r} is no name of a flag; write it without dashes in front, for example exclusive"
+                raise ValueError(msg)
+        if any("\0" in line for line in self.setup):
+            msg = "setup: must be lines of shell without NUL"
+            raise ValueError(msg)
+
+
+def _minutes(limit: str) -> int | None:
+    """Return the minutes of a limit in any of sbatch's forms, 0 for no limit; None if it is none of them."""
+    text = limit.strip()
+    if text.lower() in _UNLIMITED:
+        return 0
+    match = _LIMIT.fullmatch(text)
+    if match is None:
+        return None
+    parts = [int(part) for part in match["clock"].split(":")]
+    if match["days"] is not None or len(parts) == 3:  # hours come first
+        hours, minutes, seconds = (*parts, 0, 0)[:3]
+    else:
+        hours, (minutes, seconds) = 0, (*parts, 0)[:2]
+    return 60 * (24 * int(match["days"] or 0) + hours) + minutes + -(-seconds // 60)
 
 
 ClusterSettings: TypeAlias = LocalCluster | SlurmCluster

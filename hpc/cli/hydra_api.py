@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,18 +37,23 @@ def on_trees(folders: Sequence[Path]) -> Iterator[Hydra]:
         GlobalHydra.instance().clear()
 
 
+def _with_text(overrides: Sequence[str]) -> list[str]:
+    """Return the words with ``cluster.time=90`` as text: sbatch's 90 minutes, while a number in a file may be 1:30."""
+    return [re.sub(r"^(\+{0,2}cluster\.time=)(\d+)$", r"\1'\2'", word) for word in overrides]
+
+
 def composed(
     overrides: Sequence[str], folders: Sequence[Path], *, with_hydra: bool = False, config_name: str = CONFIG_NAME
 ) -> DictConfig:
     """Return the composed configuration, with Hydra's own section if asked."""
     with on_trees(folders):
-        config: DictConfig = compose(config_name, list(overrides), return_hydra_config=with_hydra)
+        config: DictConfig = compose(config_name, _with_text(overrides), return_hydra_config=with_hydra)
     return config
 
 
 def parsed(overrides: Sequence[str]) -> list[Override]:
     """Return the words of the command line as Hydra reads them."""
-    return list(OverridesParser.create().parse_overrides(list(overrides)))
+    return list(OverridesParser.create().parse_overrides(_with_text(overrides)))
 
 
 def sweep_members(overrides: Sequence[str], folders: Sequence[Path]) -> list[list[str]]:
@@ -55,7 +61,7 @@ def sweep_members(overrides: Sequence[str], folders: Sequence[Path]) -> list[lis
     batch: list[list[str]]
     with on_trees(folders) as hydra:
         parser = OverridesParser.create(config_loader=hydra.config_loader)
-        (batch,) = BasicSweeper.split_arguments(parser.parse_overrides(list(overrides)), max_batch_size=None)
+        (batch,) = BasicSweeper.split_arguments(parser.parse_overrides(_with_text(overrides)), max_batch_size=None)
     return batch
 
 

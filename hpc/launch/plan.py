@@ -10,6 +10,7 @@ from typing import Any
 from hpc.context import Context
 from hpc.errors import EXIT_DONE
 from hpc.job import Job, Map
+from hpc.launch.defaults import with_users_defaults
 from hpc.launch.script import script_text
 from hpc.launch.slurm import plan_batch
 from hpc.launch.start import crew_text
@@ -23,6 +24,7 @@ def dry_run(settings: Settings) -> int:
     if not isinstance(cluster, SlurmCluster):
         msg = "a dry run is of a SLURM job"
         raise TypeError(msg)
+    cluster = with_users_defaults(cluster)
     run, name = settings.run.dir, settings.job["name"]
     batch = plan_batch(cluster, f"tessera-{name}", 1, run / "slurm" / "1", run / "logs")
     lines = [f"run      {run}", f"job      {crew_text(cluster)}", *plan_lines(cluster), *stage_lines(settings)]
@@ -32,7 +34,7 @@ def dry_run(settings: Settings) -> int:
 
 def sweep_script(members: Sequence[Settings], cluster: SlurmCluster) -> str:
     """Return the script of the array that a sweep would be submitted as."""
-    directory = members[0].run.dir.parent
+    cluster, directory = with_users_defaults(cluster), members[0].run.dir.parent
     name = f"tessera-{members[0].job['name']}"
     return script_text(cluster, plan_batch(cluster, name, len(members), directory / "slurm" / "1", directory / "logs"))
 

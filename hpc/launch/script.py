@@ -6,12 +6,14 @@ submitit submits, so the lines come from submitit's own maker: what is shown her
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from hpc.settings import SlurmCluster
 from hpc.threads import set_environment
+from hpc.watch.queued import SAID
 
 _SAME_NAME: Final = (
     "partition",
@@ -29,6 +31,14 @@ _SAME_NAME: Final = (
     "comment",
 )
 """Fields that submitit calls as this package does."""
+
+
+_FAILED: Final = (
+    'code=$?; if [ "${#BASH_SOURCE[@]}" -le 1 ]; then '
+    f'echo "{SAID}$BASH_COMMAND: failed with exit code $code; if that is harmless, add: || true" >&2; exit "$code"; fi'
+)
+"""What a failing line of cluster.setup does. Not one inside a function or a file that it sources: many sites' own files
+have such lines and go on; their last word counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +136,8 @@ def _additional(cluster: SlurmCluster, batch: Batch) -> dict[str, Any]:
         flags["signal"] = f"USR1@{cluster.signal_delay}"
     if batch.dependency:  # otherwise it would stay in the queue for ever when the other job fails
         flags["kill-on-invalid-dep"] = "yes"
+    if cluster.unlimited:
+        flags["time"] = "UNLIMITED"
     flags |= {name: value for name in ("reservation", "nice") if (value := getattr(cluster, name)) is not None}
     return flags | {name: value for name, value in cluster.sbatch.items() if value is not False}
 
@@ -135,10 +147,16 @@ def _setup(cluster: SlurmCluster) -> list[str]:
     budget: dict[str, str] = {}
     set_environment(cluster.threads_per_process, budget)
     return [
-        *cluster.setup,
+        *_guarded(cluster.setup),
         "export " + " ".join(f"{name}={value}" for name, value in budget.items()),
-        f"export PYTHONUNBUFFERED=1 TESSERA_RANKS={cluster.ranks}",
+        # With sbatch --export=NONE srun would give the ranks nothing of what was set above.
+        f"export SLURM_EXPORT_ENV=ALL PYTHONUNBUFFERED=1 TESSERA_RANKS={cluster.ranks}",
     ]
+
+
+def _guarded(setup: Sequence[str]) -> list[str]:
+    """Return the site's lines, of which one that fails ends the job with its words; what follows does without that."""
+    return [f"trap {shlex.quote(_FAILED)} ERR", *setup, "set +e; trap - ERR"] if setup else []
 
 
 def _srun(cluster: SlurmCluster, batch: Batch) -> list[str]:

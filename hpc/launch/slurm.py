@@ -16,11 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from hpc.errors import LaunchError
+from hpc.errors import ConfigError, LaunchError
 from hpc.launch.already import take_over
 from hpc.launch.comeback import RUNS_FILE
+from hpc.launch.defaults import with_users_defaults
 from hpc.launch.environment import find_mpiexec, without_outer_job
 from hpc.launch.node import PRIVATE, open_private
+from hpc.launch.outofservice import only_out_of_service
 from hpc.launch.payload import Payload
 from hpc.launch.script import Batch, node_command, parameters, rank_python, script_text
 from hpc.options import plain
@@ -28,9 +30,13 @@ from hpc.settings import SlurmCluster
 from hpc.watch.queued import read_statuses
 from hpc.watch.scheduler import submitted_from
 from hpc.watch.submissions import Submission, forget_unanswered, last_submission, record_submission
+from hpc.watch.sweeps import is_sweep, read_sweep
 
 _PATIENCE: Final = 60.0
 """Seconds for SLURM's commands to answer."""
+
+_OVER: Final = ("stopped", "failed", "quarantined", "unreadable")
+"""States of runs for which it would be in vain to wait."""
 
 _SBATCH_PATIENCE: Final = 180.0
 """Seconds after which an sbatch that says nothing is ended; it tries again by itself while the controller is busy."""
@@ -97,6 +103,7 @@ def submit(runs: Sequence[Path], cluster: SlurmCluster, name: str, folder: Path,
         If SLURM is not there or refuses, with its own words and a remedy.
     """
     _require_commands()
+    cluster = with_users_defaults(cluster)
     size = array_limit() if len(runs) > 1 else 1
     submitted: list[Submission] = []
     for first in range(0, len(runs), size):
@@ -124,6 +131,7 @@ def require_acceptable(cluster: SlurmCluster, members: int, directory: Path) -> 
         If SLURM is not there or would refuse, with its own words and a remedy.
     """
     _require_commands()
+    cluster = with_users_defaults(cluster, say=True)
     batch = plan_batch(cluster, "tessera", members, directory / "slurm" / "1", directory / "logs")
     script = script_text(cluster, batch)
     try:
@@ -133,7 +141,9 @@ def require_acceptable(cluster: SlurmCluster, members: int, directory: Path) -> 
             )
     except subprocess.TimeoutExpired:
         return  # a busy controller is no refusal
-    if done.returncode and _remedy(done.stderr) is not None:
+    if done.returncode and only_out_of_service(done.stderr, cluster):
+        print("note: nodes that this asks for are drained or down now; the job waits for them", flush=True)  # noqa: T201
+    elif done.returncode and _remedy(done.stderr) is not None:
         raise LaunchError(explain_refusal(done.stderr))
 
 
@@ -149,6 +159,14 @@ def _require_commands() -> None:
 
 def plan_batch(cluster: SlurmCluster, name: str, members: int, folder: Path, log_folder: Path) -> Batch:
     """Return what would be submitted for so many runs."""
+    for folder_of in (folder, log_folder):
+        if wrong := next((c for c in str(folder_of) if c in "%\\" or not c.isprintable()), None):
+            msg = (
+                f"run.dir: {str(folder_of.parent)!r} holds {wrong!r}, which SLURM replaces or cannot write in "
+                "the names of log files; give another run.dir (run.sweep_dir)"
+            )
+            raise ConfigError(msg)
+    name = cluster.job_name or "".join(c if c.isprintable() else "_" for c in name)
     python = cluster.python or shlex.quote(sys.executable)
     pattern = "slurm-%A_%a.log" if members > 1 else "slurm-%j.log"
     mpiexec = shlex.join(find_mpiexec(None)) if cluster.mpi == "mpiexec" else "mpiexec"
@@ -161,25 +179,35 @@ def dependency(cluster: SlurmCluster) -> str | None:
     Raises
     ------
     hpc.errors.LaunchError
-        If the run to wait for has failed, or is in no queue.
+        If the run to wait for, or one of the sweep, has failed or is in no queue.
     """
     words = [cluster.dependency] if cluster.dependency else []
-    if cluster.after is not None:
-        job = str(cluster.after) if isinstance(cluster.after, int) else _job_of(cluster.after)
-        words += [f"afterok:{job}"] if job else []
+    if isinstance(cluster.after, int):
+        words.append(f"afterok:{cluster.after}")
+    elif cluster.after is not None:
+        jobs = _jobs_of(cluster.after)
+        words += ["afterok:" + ":".join(jobs)] if jobs else []
     return ",".join(words) or None
 
 
-def _job_of(run: Path) -> str | None:
-    """Return the job that works on a run, None if the run is done."""
-    state = read_statuses([run])[0].state
-    if state == "done":
-        return None
-    submission = last_submission(run)
-    if submission is None or state in {"stopped", "failed", "quarantined", "unreadable"}:
-        msg = f"cluster.after: the run in {run} is {state} and in no queue; run it first, or leave cluster.after out"
-        raise LaunchError(msg)
-    return submission.slurm_id
+def _jobs_of(path: Path) -> list[str]:
+    """Return the jobs that work on a run, or on the members of a sweep; nothing of those that are done."""
+    runs = [path / member.run for member in read_sweep(path)] if is_sweep(path) else [path]
+    waiting: list[Submission] = []
+    for run, status in zip(runs, read_statuses(runs), strict=True):
+        if status.state == "done":
+            continue
+        submission = last_submission(run)
+        if submission is None or not submission.job_id or status.state in _OVER:
+            msg = (
+                f"cluster.after: the run in {run} is {status.state} and in no queue; run it first, or leave "
+                "cluster.after out"
+            )
+            raise LaunchError(msg)
+        waiting.append(submission)
+    if len(waiting) == len(runs) > 1:  # whole arrays: sbatch's words have a greatest length
+        return list(dict.fromkeys(submission.job_id for submission in waiting))
+    return [submission.slurm_id for submission in waiting]
 
 
 def array_limit() -> int:

@@ -11,6 +11,7 @@ import pytest
 from hpc.cli.compose import compose_config, resolved
 from hpc.cli.folders import config_folders
 from hpc.errors import ConfigError
+from hpc.launch.defaults import with_users_defaults
 from hpc.launch.script import Batch, script_text
 from hpc.options import build
 from hpc.settings import Settings, SlurmCluster
@@ -102,16 +103,113 @@ def test_a_failing_rank_decides_the_exit_code(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "minutes"), [("4:00:00", 240), ("2-12:00:00", 3600), ("90:00", 90), ("0:01:31", 2), (None, None)]
+    ("text", "minutes"),
+    {
+        "90": 90,
+        "90:00": 90,
+        "90:30": 91,
+        "1:30:00": 90,
+        "0:01:31": 2,
+        "4:5:6": 246,
+        "2-12": 3600,
+        "2-12:30": 3630,
+        "2-12:30:00": 3630,
+        "2-12:30:01": 3631,
+        "0-2:0": 120,
+        "0": None,
+        "UNLIMITED": None,
+        "infinite": None,
+    }.items(),
 )
-def test_time_limits(text, minutes):
-    assert SlurmCluster(time=text).minutes == minutes
+def test_time_limits_are_sbatchs(text, minutes):
+    cluster = SlurmCluster(time=text)
+    assert (cluster.minutes, cluster.unlimited) == (minutes, minutes is None)
+    line = f"#SBATCH --time={minutes or 'UNLIMITED'}\n"
+    assert line in script_text(cluster, ONE)
+
+
+def test_no_time_is_the_partitions():
+    assert (SlurmCluster().minutes, SlurmCluster().unlimited) == (None, False)
+    assert "--time" not in script_text(SlurmCluster(), ONE)
+
+
+def test_a_number_of_minutes_is_one_on_the_command_line_only(tmp_path):
+    """In a file, YAML makes 14400 of 4:00:00: days instead of hours."""
+    words = ["job=toy", "cluster=slurm", "cluster.signal_delay=30"]
+    folders = config_folders([str(GOLDEN.parent / "conf")])
+    for word, minutes in (("cluster.time=90", 90), ("cluster.time=4:00:00", 240), ("cluster.time=2-12:30", 3630)):
+        section = resolved(compose_config([*words, word], folders), (), folders)["cluster"]
+        assert build(SlurmCluster, section, "cluster").minutes == minutes
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "site.yaml").write_text("defaults: [slurm, _self_]\ntime: 4:00:00\n")
+    folders = config_folders([str(tmp_path), str(GOLDEN.parent / "conf")])
+    section = resolved(compose_config(["job=toy", "cluster=site"], folders), (), folders)["cluster"]
+    with pytest.raises(ConfigError, match=r"time: 14400 is a number to YAML.*put the limit in quotes"):
+        build(SlurmCluster, section, "cluster")
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"comment": "x\n#SBATCH --uid=0"},
+        {"job_name": "a\rb"},
+        {"mail_user": "me@site.org\x00"},
+        {"partition": "a\u2028b"},
+        {"sbatch": {"licenses": "a\nb"}},
+        {"sbatch": {"x y\nz": "a"}},
+        {"srun": ["--a\n"]},
+        {"dependency": "singleton\n"},
+    ],
+)
+def test_nothing_begins_a_line_of_its_own(section):
+    with pytest.raises(ConfigError, match=r"one line without control characters|is no name of a flag"):
+        build(SlurmCluster, section, "cluster")
+
+
+def run_setup(tmp_path: Path, *lines: str) -> subprocess.CompletedProcess[str]:
+    """Run the lines before the ranks by a real bash."""
+    head = script_text(SlurmCluster(setup=lines), ONE).partition("# setup\n")[2].partition("# command")[0]
+    (tmp_path / "job.sh").write_text(f"{head}\necho went on")
+    return subprocess.run(["bash", "job.sh"], cwd=tmp_path, capture_output=True, text=True)
+
+
+def test_a_setup_line_that_fails_ends_the_job_with_its_words(tmp_path):
+    (tmp_path / "site.sh").write_text("[ -n '' ]\nfalse\nexport FOUND=1\n")
+    (tmp_path / "broken.sh").write_text("return 3\n")
+    harmless = (
+        "module() { false; return 0; }",
+        "module load x",
+        "source ./site.sh",
+        "false || true",
+        "if false; then",
+        "x",
+    )
+    assert run_setup(tmp_path, *harmless, "fi", "for i in 1; do", "set -e", "done").stdout == "went on\n"
+    for line, code in (("nosuchcommand --load x", 127), ("source ./broken.sh", 3), ("export A=1; (exit 5)", 5)):
+        ended = run_setup(tmp_path, line, "echo after")
+        assert (ended.returncode, ended.stdout) == (code, "")
+        assert f"failed with exit code {code}; if that is harmless, add: || true" in ended.stderr
+        assert any(said.startswith("tessera: cluster.setup: ") for said in ended.stderr.splitlines())
+
+
+def test_the_environments_defaults_are_taken_where_nothing_else_is_said(capsys):
+    environment = {
+        "SBATCH_ACCOUNT": "astro",
+        "SBATCH_PARTITION": "env",
+        "SBATCH_TIMELIMIT": "2-12",
+        "SBATCH_OUTPUT": "x",
+    }
+    cluster = with_users_defaults(SlurmCluster(partition="mine", sbatch={"account": "b"}), environment, say=True)
+    assert (cluster.partition, cluster.account, cluster.minutes) == ("mine", None, 3600)
+    said = capsys.readouterr().out
+    assert "cluster.time=2-12" in said
+    assert "not passed on to sbatch: SBATCH_OUTPUT" in said
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"time": "30"}, "time: '30' is no limit; write '4:00:00'"),
+        ({"time": "1:2:3:4"}, "time: '1:2:3:4' is no limit; write '90' (minutes), '4:00:00'"),
         ({"time": "tomorrow"}, "is no limit"),
         ({"time": "0:01:00"}, "must be longer than signal_delay (90 s)"),
         ({"mem": "1G", "mem_per_cpu": "1G"}, "exclude each other"),
