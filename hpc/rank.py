@@ -177,7 +177,8 @@ def _fail(path: Path, ranks: Ranks | None, error: BaseException, here: Whereabou
         "exit_code": code,
         "traceback": "".join(traceback.format_exception(error)),
     }
-    logging.getLogger("tessera").critical("%s", record["traceback"])
+    if logging.getLogger().hasHandlers() or not record["expected"]:  # else stderr below says all there is to say
+        logging.getLogger("tessera").critical("%s", record["traceback"])
     if not isinstance(error, LockedError):  # the run is in good hands: this is no failure of it
         _leave_record(path / "failure.json", record)
     where = f" in stage {record['stage']}" if record["stage"] else ""

@@ -94,4 +94,8 @@ def _resettled(run: RunDir, given: argparse.Namespace) -> Settings:
     mapping = absolute_paths(Settings, resettled(complete, given.overrides, given.config_dir), Path.cwd())
     # What was let pass once is what the run goes on with: another change has to be let pass anew.
     mapping["run"] = {"dir": str(run.path), "any_version": given.any_version, "any_inputs": given.any_inputs}
-    return build(Settings, mapping, "config")
+    settings = build(Settings, mapping, "config")
+    from hpc.load import load_job
+
+    load_job(settings.job)  # a wrong option is said here, and not by the ranks when their turn has come
+    return settings

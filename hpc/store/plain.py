@@ -47,13 +47,16 @@ def read_plain(path: Path, most: int = MOST) -> bytes:
         If it is larger than ``most`` bytes.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         found = os.fstat(descriptor)
         _refuse_others(found, path)
         if found.st_size > most:
             msg = f"is {found.st_size / 2**20:.0f} MiB large, which no file of its kind is"
             raise ValueError(msg)
-        return file.read(most)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(most)
+    finally:
+        os.close(descriptor)
 
 
 def read_json(path: Path) -> Any:

@@ -89,7 +89,7 @@ def _scalar(hint: type, value: object, where: str) -> Any:
 
 def _mapping(values: object, where: str) -> Mapping[str, Any]:
     if not isinstance(values, Mapping):
-        _refuse(where, "an object", values)
+        _refuse(where, "a section of keys", values)
     return values
 
 

@@ -11,6 +11,9 @@ from typing import Final
 
 from hpc.store.plain import require_regular
 
+_RUST: Final = "pyo3_runtime"
+"""Module of what is raised where a library in Rust gives up; it is no ``Exception``."""
+
 _SHOWN: Final = 500
 """Letters of a path in a message."""
 
@@ -40,12 +43,14 @@ def explained(what: str, remedy: str, wrong: type[ValueError]) -> Iterator[None]
         yield
     except _family(wrong):
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__module__ != _RUST:
+            raise  # the user, or the interpreter, ends the process
         msg = f"{what} {cause(error)}; {remedy}"
         raise wrong(msg) from error
 
 
-def cause(error: Exception) -> str:
+def cause(error: BaseException) -> str:
     """Return what an error of a reader says, as the middle of a sentence that begins with the file."""
     if isinstance(error, FileNotFoundError):
         return "does not exist"
@@ -85,7 +90,7 @@ def _family(wrong: type[ValueError]) -> type[ValueError]:
     return own[-1]
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     first = (str(error).strip().splitlines() or [""])[0]
     plain = isinstance(error, OSError | ValueError | RuntimeError | MemoryError) and first
     return first if plain else f"{type(error).__name__}: {first}" if first else type(error).__name__

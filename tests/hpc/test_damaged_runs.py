@@ -266,6 +266,30 @@ def test_words_that_cannot_be_meant_are_refused(tmp_path, monkeypatch, words, sa
     assert said in capsys.readouterr().err
 
 
+def test_a_wrong_option_is_said_before_the_ranks_start(run, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    settings = f"run: {{dir: {run}}}\njob: {{_target_: toyjob.ToyJob, name: toy, units: six}}\n"
+    (run / "config.yaml").write_text(settings)
+    assert main(["resume", str(run)]) == 2
+    assert "job.units" in capsys.readouterr().err
+    assert not list((run / "logs").iterdir())
+
+
+def test_a_rank_tells_of_a_damaged_configuration_in_one_line(run):
+    (run / "config.yaml").write_text(CONFIG + "cluster: null\n")
+    command = [sys.executable, "-m", "hpc.rank", str(run)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+    assert "config.cluster must be a section of keys" in ended.stderr
+
+
+def test_a_configuration_keeps_names_that_are_no_utf8(tmp_path):
+    name = os.fsdecode(b"n\xff\xfe")
+    made = RunDir.prepare(tmp_path / name, {"job": {"name": "toy"}, "run": {"dir": str(tmp_path / name)}})
+    assert made.load_config()["run"]["dir"] == str(tmp_path / name)
+
+
 def test_a_folder_that_holds_itself_is_searched_once(run):
     (run.parent / "self").symlink_to(".")
     assert sorted({p.name for p in find_runs(run.parent)}) == ["bad"]

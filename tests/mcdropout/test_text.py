@@ -82,5 +82,5 @@ def test_what_cannot_be_encoded_is_said(tmp_path):
         read_tokenizer(tmp_path / "tokenizer.json", 8, "none", None)
     assert read_tokenizer(tmp_path / "tokenizer.json", 8, "none", 0)(["ab"])[0].tolist() == [58, 2, 59] + [0] * 5
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(TextError, match="cannot be read as a tokenizer"):
+    with pytest.raises(TextError, match=r"tokenizer .* cannot be read"):
         read_tokenizer(tmp_path / "tokenizer.json", 8, "none", 0)

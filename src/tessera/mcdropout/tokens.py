@@ -96,11 +96,8 @@ def read_tokenizer(path: Path, context: int, cleaning: Cleaning, pad: int | None
         msg = f"{path} does not exist, and texts need it; copy it from the model's repository beside the weights"
         raise TextError(msg)
     require_file(path, "", "copy it again from the model's repository", TextError)
-    try:
+    with explained(f"tokenizer {path}", "copy it again from the model's repository", TextError):
         backend = Backend.from_file(str(path))
-    except Exception as error:  # the Rust side raises nothing more specific
-        msg = f"{path} cannot be read as a tokenizer ({error}); copy it again from the model's repository"
-        raise TextError(msg) from error
     with explained(f"{path} or tokenizer_config.json beside it", "copy them again", TextError):
         number, token = _padding(backend, path, pad)
         backend.enable_truncation(context)
