@@ -74,6 +74,10 @@ class LaunchError(TesseraError):
     exit_code = EXIT_BAD_INPUT
 
 
+class OutputError(TesseraError):
+    """What was asked for could not be written to standard output."""
+
+
 class CorruptFileError(TesseraError):
     """A checkpoint file does not hold what was written to it."""
 

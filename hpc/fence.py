@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import threading
 from typing import Final
 
 from hpc.desk import RemoteDesk
 from hpc.ending import EngineThread
 from hpc.life import Life
+from hpc.terminal import complain
 
 _LOOK: Final = 0.5
 """Seconds between looks."""
@@ -74,6 +74,5 @@ class Fence:
         rank = self._life.ranks.rank
         text = f"nothing was heard of rank 0 for {self._seconds:g} s; this rank ends, what it had saved is safe"
         self._life.log.critical("%s", text)
-        sys.stderr.write(f"tessera: rank {rank} ({socket.gethostname()}): {text}\n")
-        sys.stderr.flush()
+        complain(f"tessera: rank {rank} ({socket.gethostname()}): {text}")
         os.kill(os.getpid(), signal.SIGKILL)

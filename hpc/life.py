@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -29,6 +28,7 @@ from hpc.store.origin import refuse_other
 from hpc.store.patience import T, insist, read_patiently
 from hpc.store.records import read_record
 from hpc.store.writer import Writer
+from hpc.terminal import complain
 from hpc.watch.progress import Pulse
 from hpc.whereabouts import Whereabouts
 
@@ -142,8 +142,7 @@ class Life:
     def end_lost(self, error: LockLostError) -> NoReturn:
         """Leave an attempt whose run was taken over, which ends the other ranks too; any thread may call it."""
         self.log.critical("%s", error)
-        sys.stderr.write(f"tessera: rank {self.ranks.rank} ({socket.gethostname()}): {error}\n")
-        sys.stderr.flush()
+        complain(f"tessera: rank {self.ranks.rank} ({socket.gethostname()}): {error}")
         os._exit(error.exit_code)  # MPI_Abort would tear MPI down under threads that are inside it
 
     def warn(self, text: str) -> None:

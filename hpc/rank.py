@@ -35,6 +35,7 @@ from hpc.errors import (
 )
 from hpc.stop import StopFlag, listen
 from hpc.store.newfile import create, hidden_name
+from hpc.terminal import complain, guard_output
 from hpc.whereabouts import Whereabouts, this_stay
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write("usage: python -m hpc.rank RUN\n")
         return EXIT_BAD_INPUT
     path = Path(arguments[0]).absolute()
+    guard_output()  # nothing that a unit prints may fail it, on a full disk or for want of a reader
     ranks: Ranks | None = None
     here = Whereabouts()
     flag = StopFlag()
@@ -152,7 +154,7 @@ def _log_to(path: Path) -> None:
     # On a full disk a line of the log is lost; a complaint on stderr would end mpiexec, whose output is a file too.
     logging.raiseExceptions = False
     # A workload that warns for every pixel must not fill the disk: the newest two files' worth is kept.
-    handler = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=1)
+    handler = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
@@ -183,8 +185,7 @@ def _fail(path: Path, ranks: Ranks | None, error: BaseException, here: Whereabou
         _leave_record(path / "failure.json", record)
     where = f" in stage {record['stage']}" if record["stage"] else ""
     where += f", unit {record['unit']}" if record["unit"] else ""
-    sys.stderr.write(f"tessera: rank {number} ({record['host']}) failed{where}: {record['error']}\n")
-    sys.stderr.flush()
+    complain(f"tessera: rank {number} ({record['host']}) failed{where}: {record['error']}")
     if ranks is not None and ranks.size > 1:
         ranks.abort(code)
     return code

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
@@ -45,6 +44,7 @@ from hpc.store.lock import Claim, RunLock, take_patiently
 from hpc.store.newfile import remove_temporaries
 from hpc.store.patience import read_patiently
 from hpc.store.segments import StoredResults
+from hpc.terminal import complain
 from hpc.watch.events import Events
 from hpc.watch.progress import Progress, State
 from hpc.whereabouts import Whereabouts
@@ -141,8 +141,7 @@ def _lock(run: RunDir, ranks: Ranks, flag: StopFlag) -> tuple[RunLock | None, Cl
 
 def _say(text: str) -> None:
     logging.getLogger("tessera").warning("%s", text)
-    sys.stderr.write(f"tessera: {text}\n")
-    sys.stderr.flush()
+    complain(f"tessera: {text}")
 
 
 def _begin(

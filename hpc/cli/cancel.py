@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from hpc.launch import scancel
 from hpc.launch.already import adopt
 from hpc.launch.outcome import resume_line
 from hpc.store.lock import is_held, living_owner, read_owner
+from hpc.terminal import complain, say
 from hpc.watch.queued import read_statuses
 from hpc.watch.scheduler import LONG_PATIENCE, Polled, job_states
 from hpc.watch.status import LIVE, RunStatus, find_runs
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     troubles: dict[str, str] = {}
     active = _active([path.absolute() for path in given.paths], troubles)
     if not active and not troubles:
-        print("nothing to cancel: no run is waiting or at work there")
+        say("nothing to cancel: no run is waiting or at work there")
         return EXIT_DONE
     jobs = {status.path: job for status in active if (job := _job(status))}
     _ask_slurm([status for status in active if status.path in jobs], jobs, troubles, now=given.now)
@@ -147,9 +147,9 @@ def _report(active: Sequence[RunStatus], jobs: Mapping[str, str], troubles: dict
             troubles[status.path] = f"asked SLURM to end job {jobs.get(status.path, '')}, but {status.slurm_silent}"
         if status.path not in troubles:
             state = "taken out of the queue" if status.state == "not started" else status.state
-            print(f"{status.path}: {state}; go on with: {resume_line(Path(status.path))}")
+            say(f"{status.path}: {state}; go on with: {resume_line(Path(status.path))}")
     for path, trouble in troubles.items():
-        print(f"error: {path}: {trouble.removeprefix(f'{path}: ')}", file=sys.stderr)
+        complain(f"error: {path}: {trouble.removeprefix(f'{path}: ')}")
 
 
 def _grace(run: Path) -> float:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
 from hpc.cli.arguments import Parser
 from hpc.cli.cluster import cluster_settings
 from hpc.errors import EXIT_DONE, EXIT_FAILED, ConfigError
+from hpc.watch.console import console
 
 _MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "bold red"), "skipped": ("–", "dim")}
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     cluster = cluster_settings(overrides, given.config_dir) if overrides else None
     from hpc.doctor import examine
 
-    console = Console(highlight=False, soft_wrap=True)
+    screen = console()
     failed = False
     for finding in examine(Path(*folders).absolute(), cluster):
         mark, style = _MARKS[finding.status]
@@ -40,6 +40,6 @@ def main(arguments: Sequence[str]) -> int:
         text.append(finding.text, style="")
         if finding.remedy:
             text.append(f"\n      → {finding.remedy}", style="yellow")
-        console.print(text)
+        screen.print(text)
         failed |= finding.status == "fail"
     return EXIT_FAILED if failed else EXIT_DONE

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from importlib.metadata import EntryPoint, entry_points
 from typing import Final
 
-from hpc.errors import EXIT_DONE, EXIT_FAILED, ConfigError, TesseraError, nearest
+from hpc.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, ConfigError, OutputError, TesseraError, nearest
+from hpc.launch.interrupts import hold_back
+from hpc.terminal import complain, guarded_output
 
 VERBS: Final = {
     "status": "how far a run, or every run below a folder, is",
@@ -28,6 +30,9 @@ VERBS: Final = {
 
 _INTERRUPTED: Final = 130
 """What shells use for a command that Ctrl-C ended."""
+
+_LATE: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that find the command on its way out."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,25 +49,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 done, 1 failed, 2 bad input or configuration, 3 finished with quarantined units, 75 stopped and
         resumable.
     """
+    if arguments is None:
+        hold_back()
     words = list(sys.argv[1:] if arguments is None else arguments)
+    code = EXIT_DONE
+    try:
+        with guarded_output():
+            code = _answer(words)
+    except OutputError as error:
+        complain(f"error: {error}")
+        code = code or error.exit_code
+    if arguments is None:
+        for number in _LATE:  # the end is decided: a second Ctrl-C must not turn it into another
+            signal.signal(number, signal.SIG_IGN)
+    return code
+
+
+def _answer(words: list[str]) -> int:
     try:
         _require_folder()
         return _command(words)(words)
     except TesseraError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return error.exit_code
+    except RecursionError:
+        complain("error: something in the configuration or on the command line is nested too deep; flatten it")
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         return _INTERRUPTED
-    except BrokenPipeError:
-        # The reader (less, head) has seen enough; Python would complain again when it closes stdout.
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_DONE
     except OSError as error:
         if error.filename is None:
             raise
         name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
-        print(f"error: {name}: {error.strerror}; see that it is there and may be read", file=sys.stderr)
+        complain(f"error: {name}: {error.strerror}; see that it is there and may be read")
         return EXIT_FAILED
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hpc.cli.arguments import Parser
 from hpc.errors import EXIT_DONE
+from hpc.terminal import say
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -22,5 +23,6 @@ def main(arguments: Sequence[str]) -> int:
 
     composed = compose_run(given.overrides, config_folders(given.config_dir), Path.cwd())
     settings = composed.settings
-    print(RunDir.prepare(settings.run.dir, composed.mapping, lambda old: refuse_others(old, settings)).path)
+    run = RunDir.prepare(settings.run.dir, composed.mapping, lambda old: refuse_others(old, settings))
+    say(str(run.path))
     return EXIT_DONE

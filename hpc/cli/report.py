@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from hpc.cli.arguments import Parser
 from hpc.errors import EXIT_DONE
+from hpc.terminal import complain, say
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> int:
     if is_sweep(given.run):
         from hpc.report.gather import gather
 
-        print("\n".join(map(str, gather(given.run.absolute()))))
+        say("\n".join(map(str, gather(given.run.absolute()))))
         return EXIT_DONE
     from hpc.load import load_job
     from hpc.report.write import write_report
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     run = RunDir.open(given.run)
     run.report.parent.mkdir(exist_ok=True)
     left_out = write_report(load_job(run.load_config()["job"]), run)
-    print(run.report)
+    say(str(run.report))
     for text in left_out:
-        print(f"warning: {text}", file=sys.stderr)
+        complain(f"warning: {text}")
     return EXIT_DONE

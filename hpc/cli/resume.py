@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from hpc.options import absolute_paths, build, plain
 from hpc.ownership import require_trust
 from hpc.rundir import RunDir
 from hpc.settings import Settings, SlurmCluster
+from hpc.terminal import complain, say
 from hpc.watch.sweeps import is_sweep
 
 
@@ -27,11 +27,11 @@ def main(arguments: Sequence[str]) -> int:
         return _resume(given.runs[0], given)
     codes = []
     for run in given.runs:  # one that cannot go on does not stop the others
-        print(f"{run}:", flush=True)
+        say(f"{run}:")
         try:
             codes.append(_resume(run, given))
         except TesseraError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            complain(f"error: {error}")
             codes.append(error.exit_code)
     return max(codes, key=SEVERITY.index)
 
@@ -83,7 +83,7 @@ def _resume(path: Path, given: argparse.Namespace) -> int:
     if given.retry_failed:
         from hpc.retry import forget_quarantine
 
-        print(f"{forget_quarantine(run)} quarantined units will be tried again")
+        say(f"{forget_quarantine(run)} quarantined units will be tried again")
     return start(run.path, settings.job["name"], cluster)
 
 

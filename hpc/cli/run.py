@@ -10,19 +10,20 @@ import hpc
 from hpc.cli.arguments import Parser
 from hpc.cli.folders import config_folders
 from hpc.errors import EXIT_DONE, ConfigError
+from hpc.terminal import say, say_data
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run, sweep, or show; return the exit code."""
     given = _read(arguments)
     if given.version:
-        print(f"tessera {hpc.__version__}")
+        say(f"tessera {hpc.__version__}")
         return EXIT_DONE
     folders = config_folders(given.config_dir)
     if given.help or not arguments:
         from hpc.cli.help import help_text
 
-        print(help_text(given.overrides, folders))
+        say(help_text(given.overrides, folders))
         return EXIT_DONE
     if given.shell_completion:
         from hpc.cli import hydra_api
@@ -90,7 +91,7 @@ def _show(given: argparse.Namespace, folders: Sequence[Path]) -> int:
         text = OmegaConf.to_yaml(shown, resolve=given.resolve) if OmegaConf.is_config(shown) else f"{shown}\n"
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, given.overrides, folders)) from None
-    print(f"# @package {given.package}\n{text}" if given.package else text, end="")
+    say_data((f"# @package {given.package}\n{text}" if given.package else text).removesuffix("\n"))
     return EXIT_DONE
 
 

@@ -7,12 +7,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from hpc.cli.arguments import Parser
 from hpc.errors import EXIT_DONE, RunDirError
 from hpc.launch.outcome import resume_line
+from hpc.terminal import say_data
+from hpc.watch.console import console
 from hpc.watch.queued import read_statuses
 from hpc.watch.scheduler import Ask, Polled, efficiency
 from hpc.watch.screen import listing, screen
@@ -31,11 +33,11 @@ def main(arguments: Sequence[str]) -> int:
     runs = _read(path)
     if given.json:
         single = [r.path for r in runs] == [str(path)]
-        print(json.dumps(runs[0].as_json() if single else [r.as_json() for r in runs], indent=1))
+        say_data(json.dumps(runs[0].as_json() if single else [r.as_json() for r in runs], indent=1))
     elif given.watch:
         _watch(path)
     else:
-        Console(highlight=False).print(_picture(runs, path))
+        console().print(_picture(runs, path))
     return EXIT_DONE
 
 
@@ -64,7 +66,7 @@ def _watch(path: Path) -> None:
     from rich.live import Live
 
     ask = Polled()
-    with Live(console=Console(highlight=False), auto_refresh=False) as live:
+    with Live(console=console(wrap=True), auto_refresh=False) as live:
         while True:
             runs = _read(path, ask)
             live.update(_picture(runs, path), refresh=True)

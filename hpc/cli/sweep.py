@@ -18,6 +18,7 @@ from hpc.launch.start import start
 from hpc.launch.sweep import SEVERITY, common_cluster, submit_sweep, unfinished
 from hpc.rundir import RunDir
 from hpc.settings import SlurmCluster
+from hpc.terminal import say
 from hpc.watch.sweeps import MemberRecord, is_sweep, write_sweep
 
 _MEANING = {0: "done", 1: "failed", 2: "bad input", 3: "quarantined", 75: "stopped"}
@@ -50,14 +51,14 @@ def sweep(overrides: Sequence[str], folders: Sequence[Path], base: Path) -> int:
     _prepare(members)
     codes: list[int] = []
     for number, member in enumerate(members):
-        print(f"[{number + 1}/{len(members)}] {member.label}", flush=True)
+        say(f"[{number + 1}/{len(members)}] {member.label}")
         codes.append(_run(member))
         if codes[-1] == EXIT_COME_BACK:
             break
     _print_summary(members, codes)
     from hpc.report.gather import gather
 
-    print(f"table    {gather(members[0].composed.settings.run.dir.parent)[0]}")
+    say(f"table    {gather(members[0].composed.settings.run.dir.parent)[0]}")
     return max(codes, key=SEVERITY.index, default=EXIT_DONE)
 
 
@@ -81,7 +82,7 @@ def _submit(members: Sequence[Member]) -> int:
     cluster = common_cluster(settings)
     _print_plan(members, cluster)
     if cluster.dry_run:
-        print(f"\n{sweep_script(settings, cluster)}")
+        say(f"\n{sweep_script(settings, cluster)}")
         return EXIT_DONE
     directory = settings[0].run.dir.parent
     todo = {s.run.dir.name for s in settings}
@@ -96,12 +97,12 @@ def _submit(members: Sequence[Member]) -> int:
 
 
 def _print_plan(members: Sequence[Member], cluster: SlurmCluster) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from hpc.launch.plan import units_of
     from hpc.load import load_job
+    from hpc.watch.console import console
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("run", "combination", "units", "ranks x threads", "hours at most"):
@@ -111,7 +112,7 @@ def _print_plan(members: Sequence[Member], cluster: SlurmCluster) -> None:
         units = units_of(load_job(member.composed.settings.job))
         crew = f"{cluster.ranks} x {cluster.threads_per_process}"
         table.add_row(str(number), Text(member.label), "?" if units is None else str(units), crew, hours)
-    Console(highlight=False, soft_wrap=True, markup=False).print(table)
+    console().print(table)
 
 
 def plan(overrides: Sequence[str], folders: Sequence[Path], base: Path) -> list[Member]:
@@ -139,12 +140,11 @@ def _run(member: Member) -> int:
     try:
         return start(settings.run.dir, settings.job["name"], settings.cluster)
     except TesseraError as error:
-        print(f"error: {error}", flush=True)
+        say(f"error: {error}")
         return error.exit_code
 
 
 def _print_summary(members: Sequence[Member], codes: Sequence[int]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -154,12 +154,13 @@ def _print_summary(members: Sequence[Member], codes: Sequence[int]) -> None:
     for number, member in enumerate(members):
         state = _MEANING.get(codes[number], "failed") if number < len(codes) else "not started"
         table.add_row(str(number), state, Text(member.label))
-    console = Console(highlight=False, soft_wrap=True, markup=False)
-    console.print()
-    console.print(table)
+    from hpc.watch.console import console
+
+    say("")
+    console().print(table)
     directory = members[0].composed.settings.run.dir.parent
-    console.print(f"runs     {directory}")
+    say(f"runs     {directory}")
     if len(codes) < len(members):
-        console.print("the rest was not started; go on with:")
+        say("the rest was not started; go on with:")
         for member in members[len(codes) - 1 :]:
-            console.print(f"  {resume_line(member.composed.settings.run.dir)}")
+            say(f"  {resume_line(member.composed.settings.run.dir)}")

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
 from rich.table import Table
 
 from hpc.cli.arguments import Parser
 from hpc.errors import EXIT_DONE, EXIT_FAILED
 from hpc.kernel_record import told
 from hpc.rundir import RunDir
+from hpc.terminal import say, visible
+from hpc.watch.console import console
 from hpc.watch.status import read_status
 
 _STYLES: Final = {"ok": "green", "note": "yellow", "bad": "bold red", "unread": "magenta"}
@@ -30,9 +31,9 @@ def main(arguments: Sequence[str]) -> int:
     counts: Counter[str] = Counter()
     for verdict in verify_run(run):
         counts[verdict.status] += 1
-        table.add_row(verdict.subject, verdict.status, verdict.text, style=_STYLES[verdict.status])
-    console = Console(highlight=False)
-    console.print(table)
+        subject = visible(verdict.subject, lines=False)
+        table.add_row(subject, verdict.status, verdict.text, style=_STYLES[verdict.status])
+    console(wrap=True).print(table)
     said = [f"{counts['bad']} not sound; a resume does again what they held"] if counts["bad"] else []
     if counts["unread"]:
         said.append(f"{counts['unread']} cannot be read now; a resume waits for them, and stops if that does not end")
@@ -41,5 +42,5 @@ def main(arguments: Sequence[str]) -> int:
     if read_status(run.path).identity.others:
         buts.append("it went on with other inputs or code")
     sound = f"all sound, but {'; '.join(buts)}" if buts else "all sound"
-    console.print("\n".join(said) or sound, markup=False)
+    say("\n".join(said) or sound)
     return EXIT_FAILED if said else EXIT_DONE

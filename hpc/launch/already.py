@@ -9,6 +9,7 @@ from typing import Final
 
 from hpc.errors import EXIT_DONE, EXIT_QUARANTINED, LockedError, RunDirError
 from hpc.launch.outcome import resume_line
+from hpc.terminal import say
 from hpc.watch.scheduler import LONG_PATIENCE, job_states, submitted_from
 from hpc.watch.status import RunStatus, read_status
 from hpc.watch.submissions import Submission, damage, forget_unanswered, last_submission, record_submission
@@ -21,11 +22,11 @@ def nothing_to_do(run: Path) -> int | None:
     """Say so if a run is finished and its results lie there; return its exit code, None if there is work left."""
     status = read_status(run)
     if status.state == "done" and any((run / "results").glob("*")):
-        print(f"{run}: done already, nothing is submitted; the results are in {run / 'results'}")  # noqa: T201
+        say(f"{run}: done already, nothing is submitted; the results are in {run / 'results'}")
         return EXIT_DONE
     if status.state == "quarantined":
         units = "unit" if status.quarantined == 1 else "units"
-        print(  # noqa: T201 - this is the screen
+        say(
             f"{run}: finished without {status.quarantined} quarantined {units}, nothing is submitted; "
             f"try them again with: {resume_line(run)} --retry-failed"
         )

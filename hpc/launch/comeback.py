@@ -26,6 +26,7 @@ from typing import Any, Final
 from hpc import leftovers
 from hpc.errors import EXIT_COME_BACK, EXIT_TOLD_TO_STOP
 from hpc.rundir import RunDir
+from hpc.terminal import guard_output, say
 from hpc.watch.events import Events
 from hpc.whereabouts import this_stay
 
@@ -194,8 +195,9 @@ def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def _say(text: str) -> None:
-    print(f"tessera: {time.strftime('%Y-%m-%d %H:%M:%S')} {text}", flush=True)  # noqa: T201 - the batch log
+    say(f"tessera: {time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
 
 if __name__ == "__main__":
+    guard_output()  # a full disk must not keep the job from coming back
     sys.exit(main(sys.argv[1:]))

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from hpc.terminal import has_room, say
 from hpc.watch.status import LIVE, RunStatus
 
 if TYPE_CHECKING:
@@ -32,13 +33,14 @@ class Display(Protocol):
 def display(run: Path) -> Iterator[Display]:
     """Return the display that fits standard output."""
     if not sys.stdout.isatty():
-        print(f"running {run}", flush=True)  # noqa: T201 - this is the screen
+        say(f"running {run}")
         yield Lines()
         return
-    from rich.console import Console
     from rich.live import Live
 
-    with Live(console=Console(highlight=False), auto_refresh=False) as live:
+    from hpc.watch.console import console
+
+    with Live(console=console(wrap=True), auto_refresh=False) as live:
         picture = Picture(live, f"starting the ranks of {run}")
         yield picture
         picture.say("")
@@ -72,6 +74,8 @@ class Picture:
 
         picture = screen(self._status, time.time()) if self._status else Text(self._placeholder, style="dim")
         words = [Text(self._words, style="yellow")] if self._words else []
+        if not has_room():
+            return  # a reader that has fallen asleep must not hold up who follows the run
         self._live.update(Group(picture, *words), refresh=True)
 
 
@@ -94,8 +98,10 @@ class Lines:
         from hpc.watch.screen import line
 
         self._shown, self._next = news, time.monotonic() + _EVERY
-        print(line(status), flush=True)  # noqa: T201 - this is the screen
+        if has_room():
+            say(line(status))
 
     def say(self, text: str) -> None:
         """Print a sentence."""
-        print(text, flush=True)  # noqa: T201 - this is the screen
+        if has_room():
+            say(text)

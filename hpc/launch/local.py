@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from hpc import leftovers
@@ -25,8 +25,10 @@ from hpc.errors import (
     EXIT_QUARANTINED,
     EXIT_TOLD_TO_STOP,
 )
-from hpc.launch.environment import rank_command, rank_environment, share_cpus
+from hpc.launch import drain
+from hpc.launch.environment import Crew, rank_command, rank_environment, share_cpus
 from hpc.launch.follow import Display, display
+from hpc.launch.interrupts import Interrupts, interrupts, with_all_signals
 from hpc.launch.outcome import Ending, explain, record_silent_death
 from hpc.settings import LocalCluster
 from hpc.watch.status import read_status
@@ -34,20 +36,13 @@ from hpc.watch.status import read_status
 _POLL: Final = 0.25
 """Seconds between looks at the run; the ranks write about once a second."""
 
+_LAST_WORDS: Final = 5.0
+"""Seconds for the ranks' output to reach its file after their end."""
+
+_SAVING: Final = "stopping: saving what is finished … (once more to kill without saving)"
+
 _SPOKEN: Final = frozenset({EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_QUARANTINED, EXIT_COME_BACK})
 """Exit codes with which the ranks end on their own accord."""
-
-
-class Interrupts:
-    """How often this process was asked to stop."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def add(self, number: int, frame: FrameType | None) -> None:
-        """Count a signal."""
-        del number, frame
-        self.count += 1
 
 
 def launch(run: Path, cluster: LocalCluster) -> int:
@@ -73,66 +68,91 @@ def launch(run: Path, cluster: LocalCluster) -> int:
     crew = share_cpus(cluster)
     command = rank_command(["-m", "hpc.rank", str(run)], crew.ranks, cluster.mpiexec)
     log = run / "logs" / "launch.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
     started = time.time()
-    with _interrupts() as interrupts, log.open("ab") as output:
-        log_start = output.tell()
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=rank_environment(crew),
-            start_new_session=True,
-        )
-        try:
-            with display(run) as screen:
-                _follow(process, run, interrupts, screen, started)
-        finally:
-            _end(process)
-            leftovers.clear()
-    code = _exit_code(process.returncode, interrupts.count)
-    ending = Ending(run, code, process.returncode, started, interrupts.count, log, log_start)
-    if code == EXIT_FAILED:
-        record_silent_death(ending)
-    print_ending(ending)
+    with interrupts() as asked:
+        with _keeping(log, through_pipe=crew.ranks > 1) as (output, log_start):
+            process = _started(command, crew, output)
+            try:
+                asked.pass_on(lambda count: _stop(process, run, started, count))
+                with display(run) as screen:
+                    _follow(process, run, asked, screen, started)
+            finally:
+                _end(process)
+                leftovers.clear()
+        code = _exit_code(process.returncode, asked.count)
+        ending = Ending(run, code, process.returncode, started, asked.count, log, log_start)
+        if code == EXIT_FAILED:
+            record_silent_death(ending)
+        print_ending(ending)  # here, so that a second Ctrl-C does not cut off the words after the first
     return code
+
+
+def _started(command: list[str], crew: Crew, output: int) -> subprocess.Popen[bytes]:
+    """Start the ranks, and leave ``output`` to them."""
+    try:
+        with with_all_signals():
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=rank_environment(crew),
+                start_new_session=True,
+            )
+    finally:
+        os.close(output)
 
 
 def print_ending(ending: Ending) -> None:
     """Print how the run ended."""
-    from rich.console import Console
+    from hpc.watch.console import console
 
-    Console(highlight=False, soft_wrap=True).print(explain(ending))
+    console().print(explain(ending))
 
 
 @contextmanager
-def _interrupts() -> Iterator[Interrupts]:
-    """Count stop signals instead of dying of them, for the block; a closed terminal counts as one."""
-    interrupts = Interrupts()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, interrupts.add) for number in numbers}
+def _keeping(log: Path, *, through_pipe: bool) -> Iterator[tuple[int, int]]:
+    """Yield a descriptor for the ranks' output, to be closed by whoever takes it, and the size of the log before."""
     try:
-        yield interrupts
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        size = os.fstat(file).st_size
+    except OSError:  # no room for a log is no reason not to run
+        yield os.open(os.devnull, os.O_WRONLY), 0
+        return
+    if not through_pipe:
+        yield file, size
+        return
+    os.close(file)
+    source, sink = os.pipe()
+    words = [sys.executable, "-I", "-S", drain.__file__, str(log)]
+    keeper = subprocess.Popen(words, stdin=source, stdout=subprocess.DEVNULL, start_new_session=True)
+    os.close(source)
+    try:
+        yield sink, size
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        with suppress(subprocess.TimeoutExpired):
+            keeper.wait(_LAST_WORDS)
 
 
-def _follow(
-    process: subprocess.Popen[bytes], run: Path, interrupts: Interrupts, screen: Display, started: float
-) -> None:
-    """Show progress until the ranks end, passing stop requests on."""
-    obeyed = 0
+def _stop(process: subprocess.Popen[bytes], run: Path, started: float, count: int) -> None:
+    """Pass a request to stop on; more than one means at once."""
+    if process.poll() is not None:
+        return
+    if count == 1:
+        process.send_signal(signal.SIGTERM)
+    else:
+        _kill(process, run, started)
+
+
+def _follow(process: subprocess.Popen[bytes], run: Path, asked: Interrupts, screen: Display, started: float) -> None:
+    """Show progress until the ranks end."""
+    told = 0
     while process.poll() is None:
-        if interrupts.count > obeyed:
-            obeyed = interrupts.count
-            if obeyed == 1:
-                screen.say("stopping: saving what is finished … (once more to kill without saving)")
-                process.send_signal(signal.SIGTERM)
-            else:
-                screen.say("killing the ranks")
-                _kill(process, run, started)
+        asked.look()
+        if asked.count > told:
+            told = asked.count
+            screen.say(_SAVING if told == 1 else "killing the ranks")
         screen.update(read_status(run), started)
         with suppress(subprocess.TimeoutExpired):
             process.wait(_POLL)

@@ -94,14 +94,16 @@ def _finished(ending: Ending, status: RunStatus) -> Text:
 
 def _stopped(ending: Ending, status: RunStatus) -> Text:
     text = Text()
-    if ending.returned in {EXIT_COME_BACK, EXIT_TOLD_TO_STOP}:
+    silent = _silent(ending, status)
+    # A second Ctrl-C may find ranks that have saved and are on their way out.
+    if ending.returned in {EXIT_COME_BACK, EXIT_TOLD_TO_STOP} or (status.state == "stopped" and not silent):
         text.append("stopped and saved", style="bold yellow")
         saved = sum(stage.saved for stage in status.stages)
         text.append(f" ({saved} units saved)" if saved else "")
         lost = sum(stage.done - stage.saved for stage in status.stages if stage.kind == "map")
         if lost > 0:
             text.append(f"\n{lost} more were finished but could not be saved in time; they will be computed again")
-    elif _silent(ending, status):
+    elif silent:
         text.append("stopped before the ranks were ready", style="bold yellow")
     else:
         text.append("killed without saving", style="bold yellow")
@@ -180,7 +182,11 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _output(ending: Ending) -> str:
-    with ending.log.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(min(ending.log_start, size), size - _TAIL_BYTES))
-        return file.read(_TAIL_BYTES).decode(errors="replace")
+    """Return the end of what the ranks printed."""
+    try:
+        with ending.log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(min(ending.log_start, size), size - _TAIL_BYTES))
+            return file.read(_TAIL_BYTES).decode(errors="replace")
+    except OSError:
+        return ""

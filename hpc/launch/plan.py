@@ -16,6 +16,7 @@ from hpc.launch.slurm import plan_batch
 from hpc.launch.start import crew_text
 from hpc.load import load_job
 from hpc.settings import Settings, SlurmCluster
+from hpc.terminal import say
 
 
 def dry_run(settings: Settings) -> int:
@@ -28,7 +29,7 @@ def dry_run(settings: Settings) -> int:
     run, name = settings.run.dir, settings.job["name"]
     batch = plan_batch(cluster, f"tessera-{name}", 1, run / "slurm" / "1", run / "logs")
     lines = [f"run      {run}", f"job      {crew_text(cluster)}", *plan_lines(cluster), *stage_lines(settings)]
-    print("\n".join([*lines, "", script_text(cluster, batch)]))  # noqa: T201 - this is the screen
+    say("\n".join([*lines, "", script_text(cluster, batch)]))
     return EXIT_DONE
 
 

@@ -27,6 +27,7 @@ from hpc.launch.payload import Payload
 from hpc.launch.script import Batch, node_command, parameters, rank_python, script_text
 from hpc.options import plain
 from hpc.settings import SlurmCluster
+from hpc.terminal import say
 from hpc.watch.queued import read_statuses
 from hpc.watch.scheduler import submitted_from
 from hpc.watch.submissions import Submission, forget_unanswered, last_submission, record_submission
@@ -270,7 +271,7 @@ def _after_no_answer(runs: Sequence[Path], own: Path, error: Exception) -> list[
         time.sleep(pause)
         job, trouble = submitted_from(str(own))
         if job:
-            print(f"sbatch said: {words}; but SLURM has the job: found it in the queue", flush=True)  # noqa: T201
+            say(f"sbatch said: {words}; but SLURM has the job: found it in the queue")
             return [take_over(run, lost, job) for run in runs if (lost := last_submission(run))]
     where = f"SLURM cannot be asked now ({trouble})" if trouble else "the queue does not show it so far"
     msg = (

@@ -10,6 +10,7 @@ from typing import Final
 from hpc.errors import EXIT_COME_BACK, EXIT_DONE, EXIT_FAILED, EXIT_QUARANTINED
 from hpc.rundir import RunDir
 from hpc.settings import ClusterSettings, LocalCluster, SlurmCluster
+from hpc.terminal import only_accompany, say
 from hpc.watch.queued import read_statuses
 from hpc.watch.scheduler import Polled
 from hpc.watch.submissions import Submission
@@ -43,6 +44,7 @@ def start(run: Path, name: str, cluster: ClusterSettings) -> int:
     hpc.errors.LaunchError
         If it cannot be started there.
     """
+    only_accompany()
     if isinstance(cluster, LocalCluster):
         from hpc.launch.local import launch
 
@@ -50,7 +52,7 @@ def start(run: Path, name: str, cluster: ClusterSettings) -> int:
     from hpc.launch.slurm import submit
 
     (submission,) = submit([run], cluster, f"tessera-{name}", run / "slurm", run / "logs")
-    print(told([submission], run, cluster), flush=True)  # noqa: T201 - this is the screen
+    say(told([submission], run, cluster))
     return wait(run) if cluster.wait else EXIT_DONE
 
 
@@ -78,6 +80,7 @@ def wait(run: Path) -> int:
     """Show the run's progress until its job has ended; Ctrl-C stops the showing, not the job."""
     from hpc.launch.follow import display
     from hpc.launch.outcome import Ending, explain
+    from hpc.watch.console import console
 
     started, ask = time.time(), Polled()
     try:
@@ -87,12 +90,10 @@ def wait(run: Path) -> int:
                 time.sleep(_POLL)
             screen.update(status, started)
     except KeyboardInterrupt:
-        print(f"\nthe job goes on; watch it with: tessera status {run} --watch")  # noqa: T201 - this is the screen
+        say(f"\nthe job goes on; watch it with: tessera status {run} --watch")
         return EXIT_DONE
     failure = RunDir(run).read_failure() if status.state == "failed" else None
     code = int((failure or {}).get("exit_code", _ENDED[status.state]))
-    from rich.console import Console
-
     log = max((run / "logs").glob("slurm-*.log"), default=run / "logs" / "slurm.log", key=lambda p: p.stat().st_mtime)
-    Console(highlight=False, soft_wrap=True).print(explain(Ending(run, code, code, started, 0, log, 0)))
+    console().print(explain(Ending(run, code, code, started, 0, log, 0)))
     return code

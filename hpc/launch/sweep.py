@@ -14,6 +14,7 @@ from hpc.launch.start import crew_text, start, told
 from hpc.options import plain
 from hpc.rundir import RunDir
 from hpc.settings import Settings, SlurmCluster
+from hpc.terminal import only_accompany, say
 from hpc.watch.queued import read_statuses
 from hpc.watch.scheduler import LONG_PATIENCE, JobState, job_states
 from hpc.watch.status import LIVE, RunStatus
@@ -36,10 +37,11 @@ def submit_sweep(directory: Path, members: Mapping[Path, Settings]) -> int:
     """
     from hpc.launch.slurm import submit
 
+    only_accompany()
     cluster = common_cluster(list(members.values()))
     name = next(iter(members.values())).job["name"]
     submitted = submit(list(members), cluster, f"tessera-{name}", directory / "slurm", directory / "logs")
-    print(told(submitted, directory, cluster), flush=True)  # noqa: T201 - this is the screen
+    say(told(submitted, directory, cluster))
     return EXIT_DONE
 
 
@@ -95,7 +97,7 @@ def resume_sweep(
 
         cluster = common_cluster(list(runs.values()))
         if cluster.dry_run:
-            print(f"would be submitted: {crew_text(cluster)} for each")  # noqa: T201 - this is the screen
+            say(f"would be submitted: {crew_text(cluster)} for each")
             return EXIT_DONE
         require_acceptable(cluster, 1, directory)
     from hpc.identity import refuse_others
@@ -129,7 +131,7 @@ def unfinished(
         adopt(*runs.values())
     statuses = dict(zip(names, read_statuses(list(runs.values()), _patient), strict=True))
     todo = [name for name, status in statuses.items() if _unfinished(status, retry_failed=retry_failed)]
-    print(_tally(statuses, todo), flush=True)  # noqa: T201 - this is the screen
+    say(_tally(statuses, todo))
     if not job_has_ended:
         refuse_if_unsure(statuses[name] for name in todo)
     return todo

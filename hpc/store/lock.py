@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -29,6 +28,7 @@ from hpc.process import Process, boot_id, pid_namespace, place
 from hpc.store.newfile import create
 from hpc.store.plain import read_json, read_plain
 from hpc.store.records import sealed, unsealed
+from hpc.terminal import complain
 
 T = TypeVar("T")
 
@@ -207,7 +207,7 @@ def take_patiently(path: Path, say: Callable[[str], None], stopping: Callable[[]
 def refuse_if_held_for_long(path: Path) -> None:
     """Raise as `refuse_if_held` does; in a batch job of SLURM, wait first as `take_patiently` does."""
     if "SLURM_JOB_ID" in os.environ and os.environ.get("ENVIRONMENT") == "BATCH":
-        _patiently(lambda: refuse_if_held(path), path, lambda text: print(text, file=sys.stderr, flush=True))  # noqa: T201
+        _patiently(lambda: refuse_if_held(path), path, complain)
     else:
         refuse_if_held(path)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from rich.console import Console
 
 from hpc.cli.arguments import Parser
 from hpc.errors import EXIT_DONE, InputError
 from hpc.store.atomic import write_bytes
+from hpc.terminal import say
 from hpc.yamlfile import read_yaml
 from tessera.xpcs.errors import XpcsInputError
 from tessera.xpcs.homodyne_config import Translation, translate
@@ -77,16 +77,15 @@ def render(translation: Translation, name: str, origin: str) -> str:
 
 
 def _print(translation: Translation, target: Path, folder: Path, name: str) -> None:
-    console = Console(highlight=False, soft_wrap=True)
     by_reason: dict[str, list[str]] = {}
     for key, reason in translation.unused:
         by_reason.setdefault(reason, []).append(key)
     for text in translation.changed:
-        console.print(f"changed: {text}", markup=False)
+        say(f"changed: {text}")
     for reason, keys in by_reason.items():
-        console.print(f"no counterpart: {_shortened(keys)}: {reason}", markup=False)
-    console.print(f"wrote {target}, with every one of these keys; start it with", markup=False)
-    console.print(f"    tessera --config-dir {folder} job={name}", markup=False)
+        say(f"no counterpart: {_shortened(keys)}: {reason}")
+    say(f"wrote {target}, with every one of these keys; start it with")
+    say(f"    tessera --config-dir {folder} job={name}")
 
 
 def _shortened(keys: Sequence[str]) -> str:
