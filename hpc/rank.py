@@ -33,7 +33,7 @@ from hpc.errors import (
     TesseraError,
     UnreadableError,
 )
-from hpc.stop import StopFlag, listen
+from hpc.stop import StopFlag, ignore, listen
 from hpc.store.newfile import create, hidden_name
 from hpc.terminal import complain, guard_output
 from hpc.whereabouts import Whereabouts, this_stay
@@ -58,6 +58,7 @@ def live(arguments: list[str] | None = None) -> NoReturn:
     """
     code = main(arguments)
     if code in {EXIT_DONE, EXIT_QUARANTINED, EXIT_COME_BACK, EXIT_TOLD_TO_STOP}:
+        ignore()
         sys.exit(code)
     end_process(code)
 

@@ -61,3 +61,9 @@ def listen(flag: StopFlag) -> None:
                     flag.request(wish)
 
     EngineThread("signals", watch)
+
+
+def ignore() -> None:
+    """Hear no stop signals any more: the run is over, and Python, ending, would let them kill it. Main thread only."""
+    for number in _WISHES:
+        signal.signal(number, signal.SIG_IGN)

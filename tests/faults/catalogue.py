@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import damage
+import endings
 import identity
 import ownership
 import protocol
@@ -52,6 +53,9 @@ CATALOGUE = (
     Entry("all three MPI ranks killed", whole_runs.ranks_killed(0), 6),
     Entry("mpiexec killed", whole_runs.launcher_killed, 6),
     Entry("tessera killed", whole_runs.tessera_killed, 6),
+    Entry("signal during a slow save", endings.signal_during_a_slow_save, 4),
+    Entry("signal after the end", endings.signal_after_the_end, 4),
+    Entry("a single rank that fails", endings.rank_fails_by_itself, 6),
     Entry("resumed twice at once", whole_runs.two_at_once, 4),
     Entry("EIO, EACCES, EMFILE, ESTALE or ENOMEM at a resume", refused.unreadable_at_a_resume, 25),
     Entry("results missing, emptied or changed after the end", refused.results_harmed_after_the_end, 12),

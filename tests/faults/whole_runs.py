@@ -36,12 +36,11 @@ def start(path: Path, command: list[str], **environment: str) -> subprocess.Pope
         )
 
 
-def start_ranks(path: Path, ranks: int) -> subprocess.Popen[bytes]:
+def start_ranks(path: Path, ranks: int, **environment: str) -> subprocess.Popen[bytes]:
     """Start MPI ranks on a prepared run."""
     mpiexec = str(Path(sys.executable).with_name("mpiexec"))
-    return start(
-        path, [mpiexec, "-n", str(ranks), sys.executable, "-m", "hpc.rank", str(path)], TESSERA_RANKS=str(ranks)
-    )
+    command = [mpiexec, "-n", str(ranks), sys.executable, "-m", "hpc.rank", str(path)]
+    return start(path, command, TESSERA_RANKS=str(ranks), **environment)
 
 
 def rank_pids(path: Path) -> list[int]:
