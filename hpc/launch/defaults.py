@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from hpc import terminal
 from hpc.settings import SlurmCluster
 
 _KEYS: Final = {
@@ -52,7 +53,7 @@ def with_users_defaults(
             taken[key] = value
     if say and taken:
         words = ", ".join(f"cluster.{key}={value}" for key, value in taken.items())
-        print(f"note: from your SBATCH_ variables: {words}", flush=True)  # noqa: T201 - this is the screen
+        terminal.say(f"note: from your SBATCH_ variables: {words}")
     if say and ignored:
-        print(f"note: not passed on to sbatch: {', '.join(sorted(ignored))}; use cluster.sbatch", flush=True)  # noqa: T201
+        terminal.say(f"note: not passed on to sbatch: {', '.join(sorted(ignored))}; use cluster.sbatch")
     return replace(cluster, **taken) if taken else cluster

@@ -68,6 +68,16 @@ def resume_line(run: Path) -> str:
     return f"tessera resume {shlex.quote(str(run))}"
 
 
+def newest_log(run: Path) -> Path | None:
+    """Return the log of a run that was written to last; None if there is none."""
+    found: list[tuple[float, Path]] = []
+    for file in (run / "logs").glob("*.log"):
+        with suppress(OSError):
+            state = file.stat()
+            found += [(state.st_mtime, file)] if state.st_size else []
+    return max(found)[1] if found else None
+
+
 def _finished(ending: Ending, status: RunStatus) -> Text:
     text = Text()
     if ending.code == EXIT_QUARANTINED:

@@ -143,7 +143,7 @@ def require_acceptable(cluster: SlurmCluster, members: int, directory: Path) -> 
     except subprocess.TimeoutExpired:
         return  # a busy controller is no refusal
     if done.returncode and only_out_of_service(done.stderr, cluster):
-        print("note: nodes that this asks for are drained or down now; the job waits for them", flush=True)  # noqa: T201
+        say("note: nodes that this asks for are drained or down now; the job waits for them")
     elif done.returncode and _remedy(done.stderr) is not None:
         raise LaunchError(explain_refusal(done.stderr))
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar, Literal
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from hpc.terminal import visible
 from hpc.watch.status import LIVE, RankStatus, RunStatus, StageStatus
 
 COLOURS = {
@@ -30,6 +32,9 @@ SHOWN_RANKS = 16
 
 _NOTE = 70
 """Letters of a message in a listing; the run's own status shows all of it."""
+
+_NOTE_LEAST = 24
+"""Letters below which a message in a listing is left out."""
 
 _ENOUGH = 5
 """Units of a rank before its speed says anything."""
@@ -227,8 +232,8 @@ def _rank_summary(status: RunStatus, now: float) -> Text:
     )
 
 
-def listing(runs: Sequence[RunStatus], base: Path, labels: Mapping[str, str]) -> Table:
-    """Return a table with one line for each run.
+def listing(runs: Sequence[RunStatus], base: Path, labels: Mapping[str, str]) -> RenderableType:
+    """Return a table with one line for each run; a narrow terminal gets fewer columns, never shorter names.
 
     Parameters
     ----------
@@ -239,27 +244,66 @@ def listing(runs: Sequence[RunStatus], base: Path, labels: Mapping[str, str]) ->
     labels
         What a run of a sweep computes, by path.
     """
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("run", "job", "state", "stage", "done", "rate", "to go", "ranks", "heard"):
-        table.add_column(name, justify="right" if name in {"done", "rate", "to go", "ranks", "heard"} else "left")
-    for run in runs:
-        stage = run.current
-        path = Path(run.path)
-        told = run.message if run.state in {"unreadable", "failed", "pending", "lost"} else ""
-        told = run.slurm_silent or told
-        note = Text(f" {told.partition(chr(10))[0][:_NOTE]}", style="dim") if told else Text()
-        table.add_row(
-            Text(str(path.relative_to(base)) if path.is_relative_to(base) else run.path),
-            Text(labels.get(run.path, run.job)),
-            state_text(run) + note,
-            Text(stage.name if stage and run.state not in {"done", "quarantined"} else ""),
-            f"{stage.done}/{stage.total}" if stage else "",
-            speed(run.rate) if run.state == "running" else "",
-            duration(run.eta) if run.state == "running" else "",
-            str(run.size or ""),
-            f"{duration(run.silent)} ago" if run.silent is not None else "",
-        )
-    return table
+    return _Listing([_cells(run, base, labels) for run in runs], labelled=bool(labels))
+
+
+def _cells(run: RunStatus, base: Path, labels: Mapping[str, str]) -> dict[str, Text]:
+    """Return what each column shows of a run."""
+    stage = run.current
+    path = Path(run.path)
+    told = run.slurm_silent or (run.message if run.state in {"unreadable", "failed", "pending", "lost"} else "")
+    running = run.state == "running"
+    words = {
+        "run": str(path.relative_to(base)) if path.is_relative_to(base) else run.path,
+        "job": labels.get(run.path, run.job),
+        "stage": stage.name if stage and run.state not in {"done", "quarantined"} else "",
+        "done": f"{stage.done}/{stage.total}" if stage else "",
+        "rate": speed(run.rate) if running else "",
+        "to go": duration(run.eta) if running else "",
+        "ranks": str(run.size or ""),
+        "heard": f"{duration(run.silent)} ago" if run.silent is not None else "",
+        "": told.partition("\n")[0][:_NOTE],
+    }
+    cells = {name: Text(visible(text, lines=False), style="" if name else "dim") for name, text in words.items()}
+    return cells | {"state": state_text(run)}
+
+
+class _Listing:
+    """Rows whose columns fit the terminal.
+
+    Parameters
+    ----------
+    rows
+        A cell for each column.
+    labelled
+        Whether the column ``job`` tells the runs apart.
+    """
+
+    _ORDER: ClassVar = ("run", "job", "state", "stage", "done", "rate", "to go", "ranks", "heard", "")
+    _RIGHT: ClassVar = frozenset({"done", "rate", "to go", "ranks", "heard"})
+    _LEAST: ClassVar = ("ranks", "rate", "job", "heard", "stage", "to go", "")
+    """Columns that a narrow terminal goes without, the least needed first; those of a sweep need their label."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Text]], *, labelled: bool) -> None:
+        self._rows = rows
+        self._labelled = labelled
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        widths = {name: max([len(name), *(row[name].cell_len for row in self._rows)]) for name in self._ORDER}
+        note, widths[""] = widths[""], min(widths[""], _NOTE_LEAST)
+        shown = [name for name in self._ORDER if name or note]
+        least = [name for name in self._LEAST if not (self._labelled and name == "job")]
+        while (room := options.max_width - sum(widths[name] + 2 for name in shown) + 2) < 0 and least:
+            shown = [name for name in shown if name != least[0]]
+            least = least[1:]
+        widths[""] = min(note, widths[""] + room)  # the message has the rest of the line, and is cut where that ends
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+        for name in shown:
+            justify: Literal["left", "right"] = "right" if name in self._RIGHT else "left"
+            table.add_column(name, justify=justify, no_wrap=True, width=widths[name])
+        for row in self._rows:
+            table.add_row(*(row[name] for name in shown))
+        yield table
 
 
 def line(status: RunStatus) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from hpc.cli.main import main
 from hpc.errors import RunDirError
 from hpc.watch.progress import Progress
 from hpc.watch.screen import duration, line, listing, screen, speed
@@ -176,3 +177,54 @@ def test_durations(seconds, said):
 )
 def test_speeds(rate, said):
     assert speed(rate) == said
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 10_000])
+def test_names_of_runs_are_whole_at_any_width_and_a_run_takes_one_line(tmp_path, width):
+    names = [f"photometry-20261130-22010{i}" for i in range(3)] + ["a\nb\x1b[31m"]
+    for name in names:
+        write_run(tmp_path / name)
+    (tmp_path / names[1] / "failure.json").write_text(json.dumps({"error": "a long story " * 9, "rank": 0}))
+    shown = text(listing([read_status(tmp_path / name, NOW) for name in names], tmp_path, {}), width).splitlines()
+    assert [row.split()[0] for row in shown] == ["run", *names[:3], "a\\nb\\x1b[31m"]
+    assert all("30/40" in row for row in shown[1:])
+    if width >= 80:
+        assert "a long story" in shown[2]
+    assert all(len(row) <= width for row in shown)
+
+
+def test_a_sweep_keeps_what_tells_its_members_apart(tmp_path):
+    runs = [read_status(write_run(tmp_path / str(i)), NOW) for i in range(2)]
+    labels = {run.path: f"seed={i} job.model=clip_b32" for i, run in enumerate(runs)}
+    shown = text(listing(runs, tmp_path, labels), 80).splitlines()
+    assert "seed=0 job.model=clip_b32" in shown[1]
+    assert "seed=1 job.model=clip_b32" in shown[2]
+
+
+def test_the_exit_code_tells_the_state_of_the_strongest_run(tmp_path, capsys):
+    states = {"done": 0, "quarantined": 3, "stopped": 75, "failed": 1, "running": 4}
+    rank = {"rank": 0, "host": "elsewhere", "heartbeat": time.time() + 60}
+    for state in states:
+        write_run(tmp_path / state, state=state, updated=time.time() + 60, ranks=[rank])
+    for state, code in states.items():
+        assert main(["status", "--exit-code", str(tmp_path / state)]) == code
+        assert main(["status", str(tmp_path / state)]) == 0
+    several = [str(tmp_path / state) for state in ("done", "failed", "stopped")]
+    capsys.readouterr()
+    assert main(["status", "--exit-code", *several]) == 1
+    assert [row.split()[0] for row in capsys.readouterr().out.splitlines()] == ["run", "done", "failed", "stopped"]
+    assert main(["status", "--exit-code", *several[::2]]) == 75
+    assert main(["status", "--exit-code", str(tmp_path)]) == 4
+    capsys.readouterr()
+    assert main(["status", "--json", *several]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 3
+
+
+def test_an_ended_run_names_its_newest_log(tmp_path, capsys):
+    run = write_run(tmp_path / "run", state="failed")
+    (run / "logs").mkdir()
+    for name, age in (("rank-00000.log", 50), ("slurm-7.log", 10), ("rank-00001.log", 90)):
+        (run / "logs" / name).write_text("x")
+        os.utime(run / "logs" / name, (time.time() - age,) * 2)
+    assert main(["status", str(run)]) == 0
+    assert f"logs         {run / 'logs' / 'slurm-7.log'}" in capsys.readouterr().out
