@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -52,9 +53,22 @@ def main(arguments: list[str]) -> None:
     except LaunchError as error:
         sys.stderr.write(f"tessera: {error}\n")
         sys.exit(EXIT_BAD_INPUT)
-    from submitit.core.submission import process_job
-
+    process_job = _process_job()
     process_job(Path(f"/proc/self/fd/{descriptor}"))
+
+
+def _process_job() -> Callable[[Path], None]:
+    """Return submitit's function without the numpy that its module would import: kernels are not chosen yet."""
+    before = sys.modules.get("numpy")
+    sys.modules["numpy"] = None  # type: ignore[assignment]
+    try:
+        from submitit.core.submission import process_job
+    finally:
+        del sys.modules["numpy"]
+        if before is not None:
+            sys.modules["numpy"] = before
+    found: Callable[[Path], None] = process_job
+    return found
 
 
 if __name__ == "__main__":

@@ -425,3 +425,46 @@ def test_several_runs_go_on_past_one_that_cannot(slurm, tmp_path, capsys):
     assert "no run here" in said.err
     assert said.out.count("submitted as SLURM job") == 2
     assert [submissions(tmp_path / n)[-1].cluster["nodes"] for n in "ab"] == [2, 2]
+
+
+def test_submitit_does_not_load_numpy_before_the_kernels_are_chosen():
+    code = "import sys, hpc.launch.node as n; n._process_job(); print('numpy' in sys.modules); import numpy"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_drained_nodes_are_no_refusal(slurm, tmp_path, capsys):
+    refusal = "allocation failure: Requested node configuration is not available"
+    judged = f"if [ $1 = --test-only ]; then echo '{refusal}' >&2; exit 1; fi"
+    write(slurm, "sbatch", f"{judged}\n{SBATCH.format(folder=slurm)}")
+    write(slurm, "sinfo", "printf 'n1|low*|drain|4|1000\\nn2|low*|idle|4|1000\\nn3|gpu|down*|99|1000\\n'")
+    assert main([*TOY, "run.dir=a", "cluster.nodes=2"]) == 0
+    assert "drained or down now; the job waits" in capsys.readouterr().out
+    for words in (["cluster.nodes=3"], ["cluster.ranks_per_node=5"], ["cluster.mem=2G"]):
+        assert main([*TOY, "run.dir=b", *words]) == 2
+        assert "SLURM refused the job" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+    write(slurm, "sinfo", "printf 'n1|low*|idle|4|1000\\nn2|low*|idle|4|1000\\n'")
+    assert main([*TOY, "run.dir=b", "cluster.nodes=2"]) == 2
+
+
+def test_a_run_can_wait_for_a_sweep(slurm, tmp_path, capsys):
+    assert main([*TOY, "-m", "seed=1,2,3", "run.sweep_dir=s"]) == 0
+    write(slurm, "squeue", queue(*(job(f"101_{n}", "PENDING") for n in range(3))))
+    assert main([*TOY, "run.dir=r", "cluster.after=s"]) == 0
+    assert "#SBATCH --dependency=afterok:101\n" in (slurm / "script-102").read_text()
+    progress(tmp_path / "s/1", "done")
+    assert main([*TOY, "run.dir=q", "cluster.after=s"]) == 0
+    assert "#SBATCH --dependency=afterok:101_0:101_2\n" in (slurm / "script-103").read_text()
+    progress(tmp_path / "s/1", "quarantined")
+    assert main([*TOY, "run.dir=p", "cluster.after=s"]) == 2
+    assert "s/1 is quarantined and in no queue" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a%jb", "back\\slash", "two\nlines"])
+def test_folders_that_slurm_would_rename_are_refused(slurm, tmp_path, capsys, monkeypatch, name):
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    assert main([*TOY, "run.dir=r"]) == 2
+    assert "give another run.dir" in capsys.readouterr().err
+    assert not (tmp_path / name / "r").exists()
