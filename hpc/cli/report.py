@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpc.cli.arguments import Parser
+from hpc.cli.several import each
 from hpc.errors import EXIT_DONE
 from hpc.terminal import complain, say
 
@@ -13,20 +14,23 @@ from hpc.terminal import complain, say
 def main(arguments: Sequence[str]) -> int:
     """Write ``RUN/report/index.html``, or ``SWEEP_DIR/sweep.csv`` and ``.h5``, and print the path."""
     parser = Parser("report", "Write a run's report page, or the table of a sweep with a row for each run, anew.")
-    parser.add_argument("run", type=Path, help="the directory of a run or of a sweep")
-    given = parser.read(arguments)
+    parser.add_argument("runs", nargs="+", type=Path, help="directories of runs or of sweeps")
+    return each(parser.read(arguments).runs, _report)
+
+
+def _report(path: Path) -> int:
     from hpc.watch.sweeps import is_sweep
 
-    if is_sweep(given.run):
+    if is_sweep(path):
         from hpc.report.gather import gather
 
-        say("\n".join(map(str, gather(given.run.absolute()))))
+        say("\n".join(map(str, gather(path.absolute()))))
         return EXIT_DONE
     from hpc.load import load_job
     from hpc.report.write import write_report
     from hpc.rundir import RunDir
 
-    run = RunDir.open(given.run)
+    run = RunDir.open(path)
     run.report.parent.mkdir(exist_ok=True)
     left_out = write_report(load_job(run.load_config()["job"]), run)
     say(str(run.report))

@@ -8,32 +8,22 @@ from pathlib import Path
 
 from hpc.cli.arguments import Parser
 from hpc.cli.cluster import resettled
-from hpc.errors import TesseraError
+from hpc.cli.several import each
 from hpc.launch.already import ASSURE, nothing_to_do, refuse_if_submitted
 from hpc.launch.start import start
-from hpc.launch.sweep import SEVERITY, resume_sweep
+from hpc.launch.sweep import resume_sweep
 from hpc.options import absolute_paths, build, plain
 from hpc.ownership import require_trust
 from hpc.rundir import RunDir
 from hpc.settings import Settings, SlurmCluster
-from hpc.terminal import complain, say
+from hpc.terminal import say
 from hpc.watch.sweeps import is_sweep
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the ranks of existing runs again; return the exit code, of several the worst."""
     given = _read(arguments)
-    if len(given.runs) == 1:
-        return _resume(given.runs[0], given)
-    codes = []
-    for run in given.runs:  # one that cannot go on does not stop the others
-        say(f"{run}:")
-        try:
-            codes.append(_resume(run, given))
-        except TesseraError as error:
-            complain(f"error: {error}")
-            codes.append(error.exit_code)
-    return max(codes, key=SEVERITY.index)
+    return each(given.runs, lambda run: _resume(run, given))
 
 
 def _read(arguments: Sequence[str]) -> argparse.Namespace:

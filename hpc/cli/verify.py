@@ -10,6 +10,7 @@ from typing import Final
 from rich.table import Table
 
 from hpc.cli.arguments import Parser
+from hpc.cli.several import each
 from hpc.errors import EXIT_DONE, EXIT_FAILED
 from hpc.kernel_record import told
 from hpc.rundir import RunDir
@@ -23,8 +24,12 @@ _STYLES: Final = {"ok": "green", "note": "yellow", "bad": "bold red", "unread": 
 def main(arguments: Sequence[str]) -> int:
     """Print a table of every file that a resume reads; return 0 if all are sound, 1 if any is not or cannot be read."""
     parser = Parser("verify", "Read every checkpoint of a run in full. Writes nothing; the run may be going on.")
-    parser.add_argument("run", type=Path, help="the run directory")
-    run = RunDir.open(parser.read(arguments).run)
+    parser.add_argument("runs", nargs="+", type=Path, help="run directories")
+    return each(parser.read(arguments).runs, _verify)
+
+
+def _verify(path: Path) -> int:
+    run = RunDir.open(path)
     from hpc.store.verify import verify_run  # h5py and numpy, which an error above does without
 
     table = Table("file or stage", "", "what it holds, or what is wrong", box=None, pad_edge=False)
