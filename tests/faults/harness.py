@@ -201,11 +201,11 @@ class Harness:
             code = struck.scenario.truth.code
             if not struck.done:
                 code = self.resume(struck.path, struck.scenario.config, ranks)
+            verdict = judge(struck.path, struck.scenario.truth, code)
         except (AssertionError, TesseraError, TimeoutError) as error:
             row.injected += 1
             row.stuck.append(f"{name} {seed}: {error!r}")
             return
-        verdict = judge(struck.path, struck.scenario.truth, code)
         row.injected += struck.faults
         row.recovered += struck.faults * verdict.right
         row.lost += verdict.lost

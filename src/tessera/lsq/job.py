@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from hpc.job import Job, Stage
 from hpc.store.atomic import write_atomically, write_json
-from tessera.hdf5_links import with_linked
 from tessera.lsq.accumulate import ModelObjective, Settings
 from tessera.lsq.chunk_costs import chunk_costs
 from tessera.lsq.errors import DataError, FitInputError, StartError
-from tessera.lsq.files import Columns, is_text, open_source
+from tessera.lsq.files import Columns, open_source
 from tessera.lsq.fit_model import checked_bounds, checked_start, describe, indices
 from tessera.lsq.guard import Guarded
 from tessera.lsq.hybrid import Plan
@@ -60,15 +59,13 @@ class LsqJob(Job):
                 raise DataError(msg)
 
     def inputs(self) -> Iterator[Path]:
-        """Name the data: an HDF5 file and what it links to, a table, or the arrays of a folder that are fitted."""
+        """Name the data: an HDF5 file, a table, or the arrays of a folder that are fitted."""
         data = self.options.data
         if data.path.is_dir():
             columns = Columns(data.x, data.y, data.sigma, data.mask)
             yield from (data.path / f"{name}.npy" for name in columns.names)
-        elif is_text(data.path):
-            yield data.path
         else:
-            yield from with_linked(data.path)
+            yield data.path
 
     def code(self) -> Iterator[Path]:
         """Name where the functions of the model lie."""

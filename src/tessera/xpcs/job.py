@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from hpc.errors import InputError
 from hpc.job import Job, Stage
-from tessera.hdf5_links import with_linked
 from tessera.lsq.errors import FitInputError
 from tessera.lsq.stage import FitStage
 from tessera.xpcs import native, outputs
@@ -59,9 +58,8 @@ class XpcsJob(Job):
                 native.functions(native.level())
 
     def inputs(self) -> Sequence[Path]:
-        """Name the file of correlations, and those that it links to."""
-        path = self.options.experimental_data.file_path
-        return [path] if path.suffix == ".npz" else with_linked(path)
+        """Name the file of correlations; one that takes data from others is refused."""
+        return [self.options.experimental_data.file_path]
 
     def setup(self, ctx: Context) -> None:
         """Load the data and look at every value once; the ranks share the angles."""
