@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     _ask_slurm([status for status in active if status.path in jobs], jobs, troubles, now=given.now)
     for status in active:
         if status.path not in jobs:
-            _ask_here(Path(status.path), troubles, now=given.now)
+            _ask_here(status, troubles, now=given.now)
     reached = [status for status in active if status.path not in troubles and status.state in LIVE]
     seconds = 0.0 if given.now or not reached else max(_grace(Path(s.path)) for s in reached) + _SAVING
     left = _wait(reached, seconds)
@@ -108,18 +109,23 @@ def _ask_slurm(runs: Sequence[RunStatus], jobs: Mapping[str, str], troubles: dic
     }
 
 
-def _ask_here(run: Path, troubles: dict[str, str], *, now: bool) -> None:
+def _ask_here(status: RunStatus, troubles: dict[str, str], *, now: bool) -> None:
     """Ask rank 0, if it is a living process of this machine; one that has died needs nothing."""
+    run = Path(status.path)
     owner = living_owner(run / "lock")
     if owner is not None:
         try:
             owner.signal(signal.SIGKILL if now else signal.SIGTERM)
         except PermissionError:
             troubles[str(run)] = f"its rank 0 (process {owner.pid}) belongs to another user, who has to cancel it"
-    elif is_held(run / "lock"):
-        host = (read_owner(run / "lock") or {}).get("host")
-        where = f" on {host}, or in a container there," if host else ""
-        troubles[str(run)] = f"its ranks run{where} without SLURM; end them there, with Ctrl-C or tessera cancel"
+        return
+    hosts = {rank.host for rank in status.ranks if status.state in LIVE} - {os.uname().nodename, ""}
+    if is_held(run / "lock"):
+        hosts = {str(host)} if (host := (read_owner(run / "lock") or {}).get("host")) else hosts
+    elif not hosts:
+        return
+    where = f" on {', '.join(sorted(hosts))}, or in a container there," if hosts else ""
+    troubles[str(run)] = f"its ranks run{where} without SLURM; end them there, with Ctrl-C or tessera cancel"
 
 
 def _wait(active: Sequence[RunStatus], seconds: float) -> list[RunStatus]:

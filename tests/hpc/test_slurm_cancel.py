@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,26 @@ def test_a_run_that_went_on_without_slurm_is_not_looked_for_there(slurm, tmp_pat
     assert main(["cancel", str(run)]) == 1
     assert "its ranks run on elsewhere" in capsys.readouterr().err
     assert not calls(tmp_path, "scancel") if (tmp_path / "calls").exists() else True
+
+
+def test_ranks_that_speak_from_another_host_are_not_waited_for(tmp_path, capsys):
+    run = tmp_path / "r"
+    run.mkdir()
+    (run / "config.yaml").write_text("job: {name: toy, _target_: toyjob.ToyJob}\nrun: {dir: r}\n")
+    rank = {
+        "rank": 0,
+        "host": "elsewhere",
+        "pid": 1,
+        "heartbeat": 4e9,
+        "unit": None,
+        "done": 0,
+        "busy": 0.0,
+        "rss_mb": 1.0,
+    }
+    record = {"ranks": [rank], "updated": 4e9, "started": 1.0, "state": "running", "attempt": 1, "stage": None}
+    record |= {"stages": [], "rate": None, "eta": None, "size": 1, "threads": 1, "message": ""}
+    (run / "progress.json").write_text(json.dumps(record))
+    begun = time.monotonic()
+    assert main(["cancel", str(run)]) == 1
+    assert "its ranks run on elsewhere" in capsys.readouterr().err
+    assert time.monotonic() - begun < 20
