@@ -93,7 +93,7 @@ class Desk:
     drained: set[int] = field(default_factory=set, init=False)
     going: bool = field(default=False, init=False)
     sent_off: set[int] = field(default_factory=set, init=False)
-    on_wish: Callable[[Wish], None] = field(default=lambda _: None, init=False)
+    on_wish: Callable[[Wish], None] = field(default_factory=lambda: lambda _: None, init=False)
     over: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:

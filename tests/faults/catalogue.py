@@ -15,6 +15,7 @@ import identity
 import ownership
 import protocol
 import refused
+import terminals
 import whole_runs
 from harness import Harness, Kind, Row
 
@@ -73,6 +74,8 @@ CATALOGUE = (
     Entry("run directory removed or renamed", whole_runs.directory_gone, 4),
     Entry("file system full", whole_runs.full_disk, 5),
     Entry("file size limit reached", whole_runs.file_size_limit, 5),
+    Entry("terminal closed, Ctrl-C once or twice", terminals.hung_up, 8),
+    Entry("reader of the output gone, output full or closed", terminals.nobody_reads, 5),
 )
 
 

@@ -18,6 +18,7 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
+from hpc.desk import Desk
 from hpc.terminal import Output, visible
 from hpc.watch.console import console
 
@@ -233,15 +234,17 @@ def test_a_reader_that_has_fallen_asleep_keeps_nobody_from_stopping_a_run(folder
         process.wait()
 
 
-def in_a_terminal(script: str, *words: str) -> tuple[int, int]:
-    """Start a script of bash in a terminal of its own; return its pid and the terminal."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execvpe("bash", ["bash", "-c", script, "bash", *words], {**ENVIRONMENT, "TERM": "xterm"})
-    return pid, terminal
+def in_a_terminal(script: str, *words: str) -> tuple[subprocess.Popen, int]:
+    """Start a script of bash in a terminal of its own; return it and the terminal."""
+    terminal, inside = pty.openpty()
+    command = ["setsid", "--ctty", "bash", "-c", script, "bash", *words]
+    environment = {**ENVIRONMENT, "TERM": "xterm"}
+    process = subprocess.Popen(command, env=environment, stdin=inside, stdout=inside, stderr=inside)
+    os.close(inside)
+    return process, terminal
 
 
-def read_until_end(pid: int, terminal: int, seconds: float = 60) -> tuple[int, str]:
+def read_until_end(process: subprocess.Popen, terminal: int, seconds: float = 60) -> tuple[int, str]:
     said, end = b"", time.monotonic() + seconds
     while time.monotonic() < end:
         if select.select([terminal], [], [], 0.1)[0]:
@@ -249,15 +252,15 @@ def read_until_end(pid: int, terminal: int, seconds: float = 60) -> tuple[int, s
                 said += os.read(terminal, 65536)
             except OSError:
                 break
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said.decode(errors="replace")
+    return process.wait(seconds), said.decode(errors="replace")
 
 
 @pytest.mark.mpi
 def test_a_terminal_that_is_closed_saves_the_run(folder):
-    pid, terminal = in_a_terminal('exec "$@"', *TOY, "cluster.ranks=2", "job.units=60", "job.seconds=0.1")
+    process, terminal = in_a_terminal('exec "$@"', *TOY, "cluster.ranks=2", "job.units=60", "job.seconds=0.1")
     wait_for_units(4)
     os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 75
+    assert process.wait(60) == 75
     assert state() == "stopped"
 
 
@@ -265,13 +268,13 @@ def test_a_terminal_that_is_closed_saves_the_run(folder):
 @pytest.mark.parametrize("moment", [0.05, 0.4, 0.8])
 def test_a_second_ctrl_c_at_any_moment_leaves_the_closing_words_and_75(folder, moment):
     words = [*TOY, "cluster.ranks=2", "job.units=60", "job.seconds=0.05"]
-    pid, terminal = in_a_terminal('stty noflsh; exec "$@"', *words)  # the terminal would drop unread words itself
+    process, terminal = in_a_terminal('stty noflsh; exec "$@"', *words)  # the terminal would drop unread words itself
     wait_for_units(2)
     os.write(terminal, b"\x03")
     time.sleep(moment)
     with suppress(OSError):  # it may be over
         os.write(terminal, b"\x03")
-    code, said = read_until_end(pid, terminal)
+    code, said = read_until_end(process, terminal)
     os.close(terminal)
     assert code == 75, said
     assert "go on with:" in said
@@ -280,7 +283,7 @@ def test_a_second_ctrl_c_at_any_moment_leaves_the_closing_words_and_75(folder, m
 def test_ctrl_c_spares_a_run_in_the_background_of_a_script_and_kill_does_not(folder):
     script = '"$@" >out 2>&1 & echo $! >pid; trap "" INT; wait; exit $?'
     words = [*TOY, "job.units=300", "job.seconds=0.1"]
-    pid, terminal = in_a_terminal(script, *words)
+    process, terminal = in_a_terminal(script, *words)
     wait_for_units(2)
     os.write(terminal, b"\x03")
     time.sleep(0.6)
@@ -292,5 +295,11 @@ def test_ctrl_c_spares_a_run_in_the_background_of_a_script_and_kill_does_not(fol
         assert time.monotonic() < end, Path("out").read_text()
         time.sleep(0.05)
     os.close(terminal)
-    os.waitpid(pid, 0)
+    process.wait(60)
     assert state() == "stopped"
+
+
+def test_a_request_to_stop_before_anybody_listens_harms_nobody():
+    default = Desk.__dataclass_fields__["on_wish"].default_factory
+    default()("stop")
+    assert not hasattr(Desk, "on_wish"), "a function of the class is bound to the desk, and gets it as an argument"
