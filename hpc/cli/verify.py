@@ -33,6 +33,7 @@ def _verify(path: Path) -> int:
     from hpc.store.verify import verify_run  # h5py and numpy, which an error above does without
 
     table = Table("file or stage", "", "what it holds, or what is wrong", box=None, pad_edge=False)
+    table.columns[0].overflow = table.columns[2].overflow = "fold"  # a name that is cut cannot be looked for
     counts: Counter[str] = Counter()
     for verdict in verify_run(run):
         counts[verdict.status] += 1

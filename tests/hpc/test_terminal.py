@@ -179,6 +179,13 @@ def test_a_verb_without_a_reader_is_no_failure_and_one_on_a_full_disk_says_so(ru
     assert shell('"$@" 2>/dev/full', *TESSERA, verb, "nothing") == (2, "")
 
 
+def test_verify_cuts_no_name_on_a_narrow_terminal(run):
+    process, terminal = in_a_terminal('stty cols 60; exec "$@"', *TESSERA, "verify", "run")
+    code, said = read_until_end(process, terminal)
+    os.close(terminal)
+    assert (code, "…" in said) == (0, False), said
+
+
 def start(*words: str, before: str = "") -> subprocess.Popen:
     command = ["bash", "-c", f'{before} exec "$@"', "bash", *TOY, "job.units=30", "job.seconds=0.1", *words]
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
