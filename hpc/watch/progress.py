@@ -158,7 +158,7 @@ class Progress:
                 "attempt": self.attempt,
                 "stay": this_stay(),
                 "stage": self.stages[self._current].name if running else None,
-                "stages": [asdict(s) for s in self.stages],
+                "stages": [_as_record(stage) for stage in self.stages],
                 "rate": rate,
                 "eta": eta,
                 "started": self.started,
@@ -198,3 +198,8 @@ def _plain(figure: float | str) -> float | str:
     """Return a number of numpy, which JSON does not take, as one of Python."""
     item = getattr(figure, "item", None)
     return figure if item is None else cast("float", item())
+
+
+def _as_record(stage: StageProgress) -> dict[str, Any]:
+    """Return the counts of a stage: what is durable was finished, also where the rank's receipt is still on its way."""
+    return {**asdict(stage), "done": max(stage.done, stage.saved)}

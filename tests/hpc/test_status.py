@@ -11,7 +11,7 @@ from rich.console import Console
 
 from hpc.cli.main import main
 from hpc.errors import RunDirError
-from hpc.watch.progress import Progress
+from hpc.watch.progress import Progress, Pulse
 from hpc.watch.screen import duration, line, listing, screen, speed
 from hpc.watch.status import find_runs, read_status
 
@@ -228,3 +228,15 @@ def test_an_ended_run_names_its_newest_log(tmp_path, capsys):
         os.utime(run / "logs" / name, (time.time() - age,) * 2)
     assert main(["status", str(run)]) == 0
     assert f"logs         {run / 'logs' / 'slurm-7.log'}" in capsys.readouterr().out
+
+
+def test_what_is_durable_counts_as_finished(tmp_path):
+    progress = Progress(tmp_path / "progress.json")
+    progress.plan([("squares", "map")])
+    progress.begin(0, 10)
+    progress.advance(3)  # the receipt for two more, already saved, is on its way when the run stops
+    progress.pulse(Pulse(1, "here", 7, time.time(), saved_of="squares", saved=5))
+    (stage,) = progress.snapshot()["stages"]
+    assert (stage["done"], stage["saved"]) == (5, 5)
+    progress.advance(2)
+    assert progress.snapshot()["stages"][0]["done"] == 5
