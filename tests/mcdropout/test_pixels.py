@@ -196,7 +196,7 @@ def test_unreadable_images_are_said_and_left_out(folder):
     assert not cache.levels[3].any()
     assert "too large" in cache.remarks[7]
     assert "more than 8 bits" in cache.remarks[8]
-    assert "09.png is not there" in cache.remarks[9]
+    assert "09.png does not exist" in cache.remarks[9]
     with pytest.raises(ImageError, match=r"7 of 11 images are refused:\n  .*03\.png cannot be read"):
         open_cache(replace(plan, unreadable="refuse"), plan.key())
 
@@ -214,8 +214,21 @@ def test_a_full_disk_is_said(folder, monkeypatch):
     plan = plan_of(folder)
     prepare(plan, plan.key())
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(ImageError, match=r"images 4 to 7 cannot be written to .*No space left.*free space and resume"):
+    with pytest.raises(OSError, match=r"No space left.* images 4 to 7 were written; free space and resume: .*building"):
         build_block(plan, plan.key(), 4, 8)
+
+
+@pytest.mark.parametrize(("missing", "named"), [(0, "0 to 3"), (1, "4 to 7"), (2, "8 to 10")])
+def test_a_block_that_was_not_made_is_missed(folder, missing, named):
+    """Images without pixels would be black ones that count as good, with the remarks of their neighbours."""
+    plan = plan_of(folder)
+    key = plan.key()
+    prepare(plan, key)
+    blocks = [build_block(plan, key, start, stop) for start, stop in plan.blocks(4)]
+    del blocks[missing]
+    with pytest.raises(ImageError, match=f"images {named} were not made.* --retry-failed"):
+        finish(plan, key, blocks)
+    assert not plan.file(key).exists()
 
 
 def test_every_damage_to_a_file_is_an_image_error_or_an_image(tmp_path):

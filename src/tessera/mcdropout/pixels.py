@@ -146,8 +146,8 @@ def build_block(plan: PixelPlan, key: str, start: int, stop: int, threads: int =
 
     Raises
     ------
-    ImageError
-        If the file system is full.
+    OSError
+        As raised by the file system, naming images and file: the engine tries again.
     """
     levels = np.zeros((stop - start, *plan.shape[1:]), np.uint8)
     block = decode_block(plan, start, levels, threads)
@@ -160,8 +160,8 @@ def build_block(plan: PixelPlan, key: str, start: int, stop: int, threads: int =
             written = os.pwrite(descriptor, data, offset)
             data, offset = data[written:], offset + written
     except OSError as error:
-        msg = f"the pixels of images {start} to {stop - 1} cannot be written to {path} ({error}); free space and resume"
-        raise ImageError(msg) from error
+        what = f"{error.strerror}, while the pixels of images {start} to {stop - 1} were written; free space and resume"
+        raise OSError(error.errno, what, str(path)) from error
     finally:
         os.close(descriptor)
     return block
@@ -216,12 +216,13 @@ def finish(plan: PixelPlan, key: str, blocks: Iterable[Block], threads: int = 1)
     Raises
     ------
     ImageError
-        If the policy refuses an image, or none is left.
+        If the policy refuses an image, none is left, or blocks are missing: their images would pass for black ones.
     """
     path, final = plan.unfinished(key), plan.file(key)
     if not path.is_file() and final.is_file():
         return _open(final, plan.preprocess)
     done = sorted(blocks, key=lambda block: block.start)
+    _require_all(plan, done)
     levels = _mapped(path, plan.shape)
     for i, block in enumerate(done):
         if _digest(levels[block.start : block.stop]) != block.digest.tobytes():
@@ -248,6 +249,19 @@ def finish(plan: PixelPlan, key: str, blocks: Iterable[Block], threads: int = 1)
         os.fsync(raw.fileno())
     path.replace(final)
     return _open(final, plan.preprocess)
+
+
+def _require_all(plan: PixelPlan, blocks: Sequence[Block]) -> None:
+    """Refuse blocks that do not cover all images, or cover some twice."""
+    starts = [block.start for block in blocks] + [len(plan.paths)]
+    ends = [0] + [block.stop for block in blocks]
+    wrong = [f"{end} to {start - 1}" for end, start in zip(ends, starts, strict=True) if end != start]
+    if wrong:
+        msg = (
+            f"the pixels of images {', '.join(wrong)} were not made, because their units failed (tessera status says "
+            "why); remove the cause, then: tessera resume RUN --retry-failed"
+        )
+        raise ImageError(msg)
 
 
 def require_usable(plan: PixelPlan, status: NDArray[np.uint8], remarks: dict[int, str]) -> None:
