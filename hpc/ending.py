@@ -13,7 +13,10 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from hpc.ranks import Ranks
 
 
 class EngineThread(threading.Thread):
@@ -52,3 +55,14 @@ def end_process(code: int) -> NoReturn:
         with suppress(Exception):
             stream.flush()
     os._exit(code)
+
+
+def end_with_all(ranks: Ranks, code: int) -> NoReturn:
+    """End this process when all ranks have been told to end with the same code.
+
+    mpiexec kills the others as soon as one has ended without MPI_Finalize, and then answers with that signal: it is
+    told by MPI_Abort, which keeps the code. srun waits for the others, and would make 137 of MPI_Abort.
+    """
+    if ranks.size > 1 and "MPI_LOCALNRANKS" in os.environ:
+        ranks.abort(code)
+    end_process(code)

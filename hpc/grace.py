@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Final
 
 from hpc.desk import Desk, RemoteDesk
-from hpc.ending import EngineThread, end_process
+from hpc.ending import EngineThread, end_with_all
 from hpc.life import Life
 from hpc.stop import Wish
 
@@ -120,7 +120,7 @@ class Grace:
         farewell = time.monotonic() + _FAREWELL
         while not others <= desk.sent_off and time.monotonic() < farewell:
             time.sleep(_LOOK)
-        end_process(life.stop_code())
+        end_with_all(life.ranks, life.stop_code())
 
     def _close_books(self, desk: Desk, missing: list[int]) -> None:
         life = self._life
@@ -136,4 +136,4 @@ class Grace:
     def _go(self, wish: Wish) -> None:
         """Leave, with what came in since this rank said that it had saved everything."""
         self._drain(_FAREWELL / 2)
-        end_process(self._life.stop_code(wish))
+        end_with_all(self._life.ranks, self._life.stop_code(wish))

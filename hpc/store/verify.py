@@ -292,7 +292,8 @@ class _Stage:
             yield _unread(name, error)
 
     def _files(self) -> Iterator[Verdict]:
-        parts = (self._set_aside, self._segments, self._generations, self._quarantine, self._journals, self._complete)
+        # Whether the stage is complete comes first: a run at work may complete it while its files are being read.
+        parts = (self._complete, self._set_aside, self._segments, self._generations, self._quarantine, self._journals)
         for part in parts:
             try:
                 yield from part()

@@ -11,6 +11,7 @@ from conftest import output_of, start_toy
 
 from hpc.rundir import RunDir
 from hpc.store.atomic import read_hdf5, write_hdf5
+from hpc.store.newfile import temporary_name
 from hpc.store.records import read_record, write_record
 from hpc.store.sealing import in_force, seal_results, to_finish_again
 from hpc.store.verify import verify_run
@@ -105,7 +106,7 @@ def test_a_file_belongs_to_the_last_stage_that_wrote_it(tmp_path):
     assert sorted(first) == ["a", "deep/b"]
     (tmp_path / "a").write_text("three")
     (tmp_path / "c").write_text("four")
-    (tmp_path / "d.tmp-1-ab").write_text("half")
+    temporary_name(tmp_path / "d").write_text("half")
     second = seal_results(tmp_path, [first])
     assert sorted(second) == ["a", "c"]
     seals = {"first": first, "second": second, "third": {"e": second["c"]}}

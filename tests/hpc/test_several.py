@@ -14,6 +14,7 @@ TOY = ["--config-dir", str(Path(__file__).parent / "conf"), "job=toy", "job.unit
 @pytest.mark.parametrize("verb", ["verify", "report", "resume"])
 def test_a_verb_goes_on_to_the_next_run(tmp_path, capfd, verb, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # for the ranks
     assert main([*TOY, f"run.dir={tmp_path / 'a'}"]) == 0
     capfd.readouterr()
     assert main([verb, str(tmp_path / "nothing"), str(tmp_path / "a")]) == 2
