@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -10,6 +12,9 @@ from numpy.typing import NDArray
 
 _PLAIN: Final = "biufcSU"
 """Kinds of numpy's types that HDF5 has, too: booleans, numbers, bytes and text."""
+
+_CODES: Final = "utf-32-le" if sys.byteorder == "little" else "utf-32-be"
+"""How numpy keeps text."""
 
 _SURROGATES: Final = (0xD800, 0xDFFF)
 """Halves of characters, which no encoding stores: ``os.fsdecode`` makes them of odd file names."""
@@ -31,22 +36,23 @@ def storable(arrays: object) -> dict[str, NDArray[Any]]:
     if not isinstance(arrays, Mapping):
         msg = f"{type(arrays).__name__} instead of named arrays; return a dict such as {{'flux': array}}"
         raise TypeError(msg)
-    _check_names(arrays)
+    _check_names(tuple(arrays))
     return {name: _stored(name, value) for name, value in arrays.items()}
 
 
-def _check_names(arrays: Mapping[Any, object]) -> None:
-    for name in arrays:
+@lru_cache(256)  # the units of a stage return arrays of the same names
+def _check_names(names: tuple[Any, ...]) -> None:
+    for name in names:
         if not isinstance(name, str):
             msg = f"an array is called {name!r}; names of arrays are texts"
             raise TypeError(msg)
         if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name or not _is_unicode(name):
             msg = f"an array is called {name!r}; a name is not empty, and each part between its slashes is a word"
             raise ValueError(msg)
-    for name in arrays:
+    for name in names:
         parts = name.split("/")
         for upper in ("/".join(parts[:n]) for n in range(1, len(parts))):
-            if upper in arrays:
+            if upper in names:
                 msg = f"{name!r} would lie inside the array {upper!r}; give one of the two another name"
                 raise ValueError(msg)
 
@@ -56,18 +62,20 @@ def _is_unicode(text: str) -> bool:
 
 
 def _stored(name: str, value: object) -> NDArray[Any]:
-    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+    if type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         msg = f"{name!r} is a masked array, whose mask would be lost; return filled values, and the mask by its side"
         raise TypeError(msg)
     array = np.asarray(value)
     dtype = array.dtype
+    if dtype.kind in "biufc" and dtype.isnative:
+        return array
     if dtype.hasobject:
         msg = f"{name!r} holds Python objects; return numbers or text arrays"
         raise TypeError(msg)
     _check_type(name, dtype)
     if not dtype.isnative:
         array = array.astype(dtype.newbyteorder("="))
-    if dtype.kind == "U" and array.size and _has_surrogates(array):
+    if dtype.kind == "U" and _has_surrogates(array):
         msg = f"{name!r} holds text with half characters (surrogates), which cannot be stored; encode it to bytes"
         raise ValueError(msg)
     return array
@@ -91,7 +99,8 @@ def _check_type(name: str, dtype: np.dtype[Any]) -> None:
 
 
 def _has_surrogates(array: NDArray[Any]) -> bool:
-    if array.dtype.itemsize == 0:
-        return False
-    codes = np.ascontiguousarray(array).reshape(-1).view(np.uint32)
-    return bool(((codes >= _SURROGATES[0]) & (codes <= _SURROGATES[1])).any())
+    try:
+        array.tobytes().decode(_CODES)
+    except UnicodeDecodeError:
+        return True
+    return False
