@@ -201,7 +201,7 @@ def test_what_nohup_ignores_stays_ignored(folder):
 
 @pytest.mark.parametrize("numbers", [(signal.SIGHUP,) * 3, (signal.SIGTERM,) * 2, (signal.SIGTERM, signal.SIGHUP)])
 def test_a_hang_up_and_signals_sent_twice_are_one_request_to_save(folder, numbers):
-    process = start("cluster.ranks=2", "checkpoint.every=1000")
+    process = start("cluster.ranks=2", "checkpoint.every=1000", "job.units=600")
     wait_for_units(2)
     for number in numbers:
         process.send_signal(number)
@@ -264,7 +264,7 @@ def read_until_end(process: subprocess.Popen, terminal: int, seconds: float = 60
 
 @pytest.mark.mpi
 def test_a_terminal_that_is_closed_saves_the_run(folder):
-    process, terminal = in_a_terminal('exec "$@"', *TOY, "cluster.ranks=2", "job.units=60", "job.seconds=0.1")
+    process, terminal = in_a_terminal('exec "$@"', *TOY, "cluster.ranks=2", "job.units=600", "job.seconds=0.1")
     wait_for_units(4)
     os.close(terminal)
     assert process.wait(60) == 75
@@ -274,7 +274,7 @@ def test_a_terminal_that_is_closed_saves_the_run(folder):
 @pytest.mark.mpi
 @pytest.mark.parametrize("moment", [0.05, 0.4, 0.8])
 def test_a_second_ctrl_c_at_any_moment_leaves_the_closing_words_and_75(folder, moment):
-    words = [*TOY, "cluster.ranks=2", "job.units=60", "job.seconds=0.05"]
+    words = [*TOY, "cluster.ranks=2", "job.units=600", "job.seconds=0.05"]
     process, terminal = in_a_terminal('stty noflsh; exec "$@"', *words)  # the terminal would drop unread words itself
     wait_for_units(2)
     os.write(terminal, b"\x03")
