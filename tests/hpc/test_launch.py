@@ -138,7 +138,7 @@ def test_files_of_the_working_folder_are_no_modules_of_the_ranks(tessera):
 @pytest.mark.mpi
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_printed_line_goes_on(tessera, number):
-    process = tessera.toy("cluster.ranks=2", "job.units=60", "job.seconds=0.7")  # longer than the screen looks away
+    process = tessera.toy("cluster.ranks=2", "job.units=14", "job.seconds=0.7")  # longer than the screen looks away
     tessera.wait_until_some_are_done(4)
     process.send_signal(number)
     code, output = ended(process)
@@ -152,7 +152,7 @@ def test_a_signal_saves_and_the_printed_line_goes_on(tessera, number):
     assert code == 0, output
     assert tessera.progress()["stages"][0]["restored"] == done
     config = yaml.safe_load((tessera.run / "config.yaml").read_text())
-    assert (config["cluster"]["ranks"], config["engine"]["heartbeat"], config["job"]["units"]) == (1, 0.5, 60)
+    assert (config["cluster"]["ranks"], config["engine"]["heartbeat"], config["job"]["units"]) == (1, 0.5, 14)
 
 
 @pytest.mark.mpi
