@@ -49,6 +49,11 @@ def end_on_exceptions(end: Callable[[BaseException], None]) -> None:
     threading.excepthook = hook
 
 
+def under_mpiexec() -> bool:
+    """Say whether MPICH's mpiexec started this rank, which ends all ranks when one dies."""
+    return "MPI_LOCALNRANKS" in os.environ
+
+
 def end_process(code: int) -> NoReturn:
     """End this process now, whatever its threads are in the middle of."""
     for stream in (sys.stdout, sys.stderr):
@@ -63,6 +68,6 @@ def end_with_all(ranks: Ranks, code: int) -> NoReturn:
     mpiexec kills the others as soon as one has ended without MPI_Finalize, and then answers with that signal: it is
     told by MPI_Abort, which keeps the code. srun waits for the others, and would make 137 of MPI_Abort.
     """
-    if ranks.size > 1 and "MPI_LOCALNRANKS" in os.environ:
+    if ranks.size > 1 and under_mpiexec():
         ranks.abort(code)
     end_process(code)

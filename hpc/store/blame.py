@@ -4,7 +4,8 @@ When a rank dies, the launcher kills the others, and all of them leave a unit th
 sees first which rank it was that died notes it in ``ended-AAAA.json``; an error that a rank reported itself is noted,
 too, and then no unit is to blame. Without a note (a whole node, or all ranks at once) every unit in flight may
 have been the cause. A unit is given up only if that may be so in ``engine.max_unit_deaths`` attempts and it was the
-only possible cause of the last one: before that it is a suspect, which runs with ever fewer others.
+only possible cause of the last two: before that it is a suspect, which runs with ever fewer others. One would not
+do: where a whole job is killed rank by rank, a note may say that the first one was the cause.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from hpc.errors import CorruptFileError
 from hpc.store.newfile import create
 from hpc.store.records import read_record, sealed
+
+_PROOF: Final = 2
+"""Deaths, one after the other, of which a unit has to be the only possible cause before it is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +44,16 @@ class Blame:
     deaths
         In how many attempts a unit may have been the cause.
     alone
-        Units that were the only possible cause of the last of their deaths.
+        Of how many deaths, the last ones, a unit was the only possible cause; absent where of none.
     """
 
     deaths: Counter[str] = field(default_factory=Counter)
-    alone: frozenset[str] = frozenset()
+    alone: Mapping[str, int] = field(default_factory=dict)
 
     def guilty(self, limit: int) -> dict[str, int]:
         """Return the units to give up, each with its deaths; ``limit`` is ``engine.max_unit_deaths``."""
-        return {key: count for key, count in self.deaths.items() if count >= limit and key in self.alone}
+        proof = min(limit, _PROOF)
+        return {key: n for key, n in self.deaths.items() if n >= limit and self.alone.get(key, 0) >= proof}
 
     def suspects(self, limit: int, size: int) -> dict[str, int]:
         """Return the units to run first on so many ranks, each with how many units may be in flight while it is.
@@ -113,6 +119,11 @@ def blame(left: Iterable[Left], ends: Mapping[int, int | None]) -> Blame:
     for part in left:
         if part.attempt not in ends or ends[part.attempt] == part.rank:
             guilty.setdefault(part.attempt, []).extend(part.units)
-    last = {key: len(set(units)) == 1 for _, units in sorted(guilty.items()) for key in units}
-    deaths = Counter(key for units in guilty.values() for key in units)
-    return Blame(deaths, frozenset(key for key, alone in last.items() if alone))
+    deaths: Counter[str] = Counter()
+    alone: dict[str, int] = {}
+    for _, units in sorted(guilty.items()):
+        together = set(units)
+        deaths.update(together)
+        for key in together:
+            alone[key] = alone.get(key, 0) + 1 if len(together) == 1 else 0
+    return Blame(deaths, {key: count for key, count in alone.items() if count})
