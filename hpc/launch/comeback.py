@@ -27,7 +27,7 @@ from hpc import leftovers
 from hpc.errors import EXIT_COME_BACK, EXIT_TOLD_TO_STOP
 from hpc.rundir import RunDir
 from hpc.terminal import guard_output, say
-from hpc.watch.events import Events
+from hpc.watch.events import Events, last_events
 from hpc.whereabouts import this_stay
 
 RUNS_FILE: Final = "runs.txt"
@@ -41,6 +41,9 @@ _SIGNALS: Final = range(4, 32)
 
 _PATIENCE: Final = 60.0
 """Seconds for scontrol to answer."""
+
+_HOPES: Final = 2
+"""Times that a job comes back whose ranks were killed before one of them began to work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ def decide(
     limit: int,
     *,
     preempted: bool = False,
+    unstarted: int = 0,
 ) -> Verdict:
     """Say whether a job whose ranks ended with ``code`` comes back.
 
@@ -75,6 +79,8 @@ def decide(
         How often it may.
     preempted
         Whether SLURM takes the nodes away for another job: it says so with the signal of somebody who wants a stop.
+    unstarted
+        How often, one after the other, it has come back from stays in which no rank began to work.
     """
     if code == EXIT_TOLD_TO_STOP and not preempted:
         return Verdict(requeue=False, reason="it was told to stop")
@@ -87,6 +93,13 @@ def decide(
         return Verdict(
             requeue=False,
             reason=f"{reason}, but it came back {restarts} times, cluster.max_requeues={limit}",
+            stuck=True,
+        )
+    if killed and progress is None and unstarted >= _HOPES:
+        return Verdict(
+            requeue=False,
+            reason=f"{reason} before they began to work, {unstarted + 1} times one after the other: see the job's log, "
+            "and whether its memory (cluster.mem, cluster.mem_per_cpu) holds the packages that every rank imports",
             stuck=True,
         )
     if saved and progress is not None and _stands_still(progress):
@@ -133,7 +146,8 @@ def main(arguments: list[str]) -> int:
         return 0
     preempted = re.search(r"\bPreemptTime=\d", shown) is not None
     progress, failure = _of_this_stay(run.read_progress()), _of_this_stay(run.read_failure())
-    verdict = decide(ended, progress, failure, restarts, limit, preempted=preempted)
+    unstarted = _unstarted(run.events_file)
+    verdict = decide(ended, progress, failure, restarts, limit, preempted=preempted, unstarted=unstarted)
     events = Events(run.events_file)
     if not verdict.requeue:
         events.emit("no_requeue", reason=verdict.reason, exit_code=ended)
@@ -142,7 +156,7 @@ def main(arguments: list[str]) -> int:
         _say(f"the job does not come back: {verdict.reason}")
         return 0
     # Said before it is done: SLURM may end this shell before scontrol has answered.
-    events.emit("requeue", reason=verdict.reason, restarts=restarts)
+    events.emit("requeue", reason=verdict.reason, restarts=restarts, began=progress is not None)
     _say(f"the job comes back: {verdict.reason}")
     problem = _requeue()
     if problem is not None:
@@ -153,6 +167,15 @@ def main(arguments: list[str]) -> int:
 
 def _of_this_stay(record: dict[str, Any] | None) -> dict[str, Any] | None:
     return record if record is not None and record.get("stay") == this_stay() else None
+
+
+def _unstarted(events: Path) -> int:
+    """Return how many of the last times that the job came back no rank had begun to work, by the end of the events."""
+    try:
+        came_back = [e.get("began") for e in last_events(events) if e["event"] == "requeue"]
+    except OSError:
+        return 0
+    return next((n for n, began in enumerate(reversed(came_back)) if began is not False), len(came_back))
 
 
 def _run(where: Path) -> RunDir:

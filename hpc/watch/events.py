@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -19,8 +20,13 @@ _LONGEST: Final = 1 << 20
 ROOM: Final = 16 << 20
 """Bytes of the file beyond which only milestones are written."""
 
-MILESTONES: Final = frozenset({"run_start", "stage_start", "stage_end", "timing", "stop", "abandoned", "run_end"})
+MILESTONES: Final = frozenset(
+    {"run_start", "stage_start", "stage_end", "timing", "stop", "abandoned", "run_end", "requeue", "no_requeue"}
+)
 """Events of which an attempt has few."""
+
+_END: Final = 64 << 10
+"""Bytes of the file that `last_events` looks at."""
 
 _LONGEST_TEXT: Final = 4000
 """Characters of a text in a record."""
@@ -108,6 +114,24 @@ _SHAPES: Final = {"stage_start": _Stage, "stage_end": _Stage, "timing": _Timing}
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a file, each with a time ``t`` and a name ``event``; damaged lines are passed over."""
     return (found for found in scan_events(path) if found is not None)
+
+
+def last_events(path: Path) -> list[dict[str, Any]]:
+    """Return the records at the end of a file, which may be long; damaged lines are passed over.
+
+    Raises
+    ------
+    OSError
+        If there is something else than a file, or it cannot be read.
+    """
+    try:
+        require_regular(path)
+    except FileNotFoundError:
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _END))
+        found = [_sound(line) for line in file.read(_END).split(b"\n") if line]
+    return [event for event in found if event is not None]
 
 
 def scan_events(path: Path) -> Iterator[dict[str, Any] | None]:

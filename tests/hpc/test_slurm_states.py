@@ -381,6 +381,25 @@ def test_the_files_of_this_stay_explain(submitted, commands, monkeypatch, capsys
     assert not (submitted / "asked").exists()
 
 
+def test_ranks_that_are_killed_before_they_begin_to_work_come_back_twice(submitted, commands, monkeypatch, capsys):
+    commands("scontrol", f'[ "$1" = -o ] || echo "$@" >> {submitted}/asked')
+    (submitted / "a" / "config.yaml").write_text("job: {name: toy}\ncluster: {max_requeues: 20}\n")
+
+    def stay(number: int) -> int:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(number))
+        comeback.main([str(submitted), "137"])
+        return len((submitted / "asked").read_text().splitlines())
+
+    assert [stay(0), stay(1), stay(2)] == [1, 2, 3]  # some rank had begun to work in the first
+    assert stay(3) == 3
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert "before they began to work, 3 times one after the other" in said
+    assert "cluster.mem" in json.loads((submitted / "a" / "failure.json").read_text())["message"]
+    here = {**progress("running", ""), "stay": "40.4"}
+    (submitted / "a" / "progress.json").write_text(json.dumps(here))
+    assert stay(4) == 4
+
+
 def test_what_is_left_of_a_job_that_came_back_elsewhere_leaves_it_alone(submitted, commands, monkeypatch):
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "39")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 
 import pytest
@@ -37,6 +38,18 @@ def test_a_limit_that_is_shorter_than_a_unit(stage):
     shown = run.status()
     assert shown["state"] == "stopped"
     assert "a unit takes longer than the time limit leaves; raise cluster.time" in shown["message"]
+
+
+@pytest.mark.slow
+def test_ranks_that_are_killed_while_they_start_come_back_twice(stage):
+    """As by too little memory for what they import; the shell of the batch script lives on."""
+    python = stage.folder / "python"
+    python.write_text(f'#!/bin/sh\ncase "$*" in *comeback*) exec {sys.executable} "$@";; *) kill -9 $$;; esac\n')
+    python.chmod(0o755)
+    run = stage.submit(f"cluster.python={python}")
+    until(lambda: "do not come back" in run.said() or "does not come back" in run.said(), 100, run.said)
+    assert len(run.events("requeue")) == 2
+    assert "before they began to work, 3 times one after the other" in run.status()["message"]
 
 
 @pytest.mark.slow
