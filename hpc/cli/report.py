@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from hpc.cli.arguments import Parser
 from hpc.cli.several import each
 from hpc.errors import EXIT_DONE
+from hpc.ownership import require_trust
 from hpc.terminal import complain, say
 
 
@@ -15,10 +17,12 @@ def main(arguments: Sequence[str]) -> int:
     """Write ``RUN/report/index.html``, or ``SWEEP_DIR/sweep.csv`` and ``.h5``, and print the path."""
     parser = Parser("report", "Write a run's report page, or the table of a sweep with a row for each run, anew.")
     parser.add_argument("runs", nargs="+", type=Path, help="directories of runs or of sweeps")
-    return each(parser.read(arguments).runs, _report)
+    parser.add_argument("--trust-owner", action="store_true", help="do it although somebody else can have written it")
+    given = parser.read(arguments)
+    return each(given.runs, partial(_report, trusted=given.trust_owner))
 
 
-def _report(path: Path) -> int:
+def _report(path: Path, *, trusted: bool) -> int:
     from hpc.watch.sweeps import is_sweep
 
     if is_sweep(path):
@@ -31,6 +35,7 @@ def _report(path: Path) -> int:
     from hpc.rundir import RunDir
 
     run = RunDir.open(path)
+    require_trust(run.path, trusted=trusted)  # the job's module is imported
     run.report.parent.mkdir(exist_ok=True)
     left_out = write_report(load_job(run.load_config()["job"]), run)
     say(str(run.report))

@@ -59,6 +59,25 @@ def test_a_strangers_run_is_not_resumed_unless_it_is_trusted(prepared):
     assert mark.exists(), done.stdout + done.stderr
 
 
+def test_no_verb_imports_what_a_stranger_names(prepared, tmp_path):
+    """All verbs on a run: those that would import ``job._target_`` refuse it, the others do without."""
+    run, mark = prepared
+    (tmp_path / "evil.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("toyjob.ToyJob", "evil.Job"))
+    give_away(run)
+    for verb in ("resume", "report", "status", "verify", "cancel"):
+        done = subprocess.run(
+            command(verb, run),
+            env={**environment(), "PYTHONPATH": f"{tmp_path}:{CHECKOUT}"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert not mark.exists(), verb
+        assert ("--trust-owner" in done.stderr) == (verb in {"resume", "report"}), done.stderr
+
+
 @pytest.mark.parametrize("answer", ["y", "n", ""])
 def test_a_person_is_asked(prepared, answer):
     run, mark = prepared
