@@ -6,6 +6,7 @@ stored that came of them, others may take their place; after that an attempt ref
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -130,11 +131,14 @@ def establish(job: Job, life: Life) -> None:
     before = _before(life) if life.desk else None
     inputs = _find(job, before.inputs if before else None, life)
     code, error = life.sources, None
+    apart = _nodes_apart(life)
     if life.desk and code is not None and inputs is not None:
         seconds = round(time.monotonic() - started, 3)
         life.desk.event("inputs", files=inputs.count, nbytes=inputs.nbytes, seconds=seconds, code=code.digest)
         try:
-            life.identity = _accepted(life, before, Identity(inputs, code, versions()))
+            if apart and not life.settings.run.any_version:
+                _refuse_apart(life.run, apart)
+            life.identity = _accepted(life, before, Identity(inputs, code, versions()), apart)
             life.desk.progress.identity = life.identity.summary()
         except TesseraError as refusal:
             error = refusal
@@ -170,6 +174,23 @@ def changed_meanwhile(job: Job, life: Life) -> str | None:
     return None
 
 
+def _nodes_apart(life: Life) -> list[str]:
+    """Return the source files that other nodes have otherwise than rank 0's, a line for each; on rank 0. Collective."""
+    first: Code | None = life.ranks.bcast(life.sources)
+    edits = []
+    if life.sources is not None and first is not None:
+        edits = [f"{socket.gethostname()}: {edit}" for edit in changes(first.files, life.sources.files)]
+    return [edit for part in life.ranks.gather(edits) or () for edit in part]
+
+
+def _refuse_apart(run: RunDir, apart: Sequence[str]) -> None:
+    msg = (
+        f"{run.path}: the nodes have different code; compared with that of {socket.gethostname()}, on{_lines(apart)}\n"
+        "install the same on all of them, or accept mixed results with run.any_version=true (resume: --any-version)"
+    )
+    raise ChangedCodeError(msg)
+
+
 def _before(life: Life) -> Identity | None:
     """Return what the run was started with; rank 0."""
     try:
@@ -180,14 +201,18 @@ def _before(life: Life) -> Identity | None:
         return None
 
 
-def _accepted(life: Life, before: Identity | None, now: Identity) -> Identity:
+def _accepted(life: Life, before: Identity | None, now: Identity, apart: Sequence[str]) -> Identity:
     """Compare, refuse or say, and record; rank 0."""
+    notes = [f"works with different code on different nodes:{_lines(apart)}"] if apart else []
     if not has_results(life.run):
-        return _record(life, now)
+        for note in notes:
+            life.warn(note)
+        return _record(life, replace(now, others=tuple(map(_dated, notes))))
     run, allowed = life.run, life.settings.run
     if before is None:
-        notes = ["it is not known which inputs and code the run was started with; they are recorded from here on"]
-        life.warn(notes[0])
+        notes += ["it is not known which inputs and code the run was started with; they are recorded from here on"]
+        for note in notes:
+            life.warn(note)
         return _record(life, replace(now, others=tuple(map(_dated, notes))))
     if not allowed.any_version:
         _refuse_code(run, before.code, now.code)
@@ -196,7 +221,6 @@ def _accepted(life: Life, before: Identity | None, now: Identity) -> Identity:
     found = differences(before.inputs, now.inputs)
     for doubt in found.doubted:
         life.warn(doubt)
-    notes = []
     if edits := changes(before.code.files, now.code.files):
         notes.append(f"went on with other code, {now.code.told} after {before.code.told}:{_lines(edits)}")
     if found.changed:

@@ -80,7 +80,7 @@ class Life:
     again
         Complete stages that have to write their results again.
     sources, identity
-        The code as found at this start, and the inputs and code that are recorded; on rank 0.
+        The code as found at this start, on the first rank of each node; inputs and code as recorded, on rank 0.
     without
         Units in quarantine by stage, of the stages so far. Rank 0.
     saving, journal

@@ -47,6 +47,9 @@ _failing = threading.Lock()
 LOG_BYTES: Final = 8 << 20
 """Bytes of a rank's log; what is older is kept once more, as ``rank-NNNNN.log.1``."""
 
+_RELEASE: Final = 2.0
+"""Seconds that a failing rank leaves rank 0 to give up the lock."""
+
 _CONFIG_PAUSES: Final = (0.2, 0.4, 0.8, 1.6, 2, 2, 2, 2, 2)
 """Seconds between tries to read a configuration that cannot be read now; how long to wait for others it says itself."""
 
@@ -188,8 +191,20 @@ def _fail(path: Path, ranks: Ranks | None, error: BaseException, here: Whereabou
     where += f", unit {record['unit']}" if record["unit"] else ""
     complain(f"tessera: rank {number} ({record['host']}) failed{where}: {record['error']}")
     if ranks is not None and ranks.size > 1:
+        if record["expected"] and number > 0 and not isinstance(error, LockedError):
+            _await_release(path / "lock")
         ranks.abort(code)
     return code
+
+
+def _await_release(lock: Path) -> None:
+    """Let rank 0 give up the lock, for what is refused is refused on all ranks at once.
+
+    Left behind by a killed rank, the lock would keep a resume on another node waiting for a minute.
+    """
+    end = time.monotonic() + _RELEASE
+    while lock.exists() and time.monotonic() < end:
+        time.sleep(0.02)
 
 
 def _leave_record(path: Path, record: dict[str, Any]) -> None:

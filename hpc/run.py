@@ -96,7 +96,7 @@ def run_job(
     lock, claim = _lock(run, ranks, flag)
     life = None
     try:
-        sources = job_code(job, settings) if ranks.rank == 0 else None
+        sources = job_code(job, settings) if ranks.local_rank == 0 else None
         life = _begin(run, settings, ranks, budget, flag, here, claim, kernels or as_they_are(), sources)
         desk_thread = _desk_thread(life)
         beat = pulse_seconds(settings.engine.heartbeat, ranks.size)
@@ -158,7 +158,7 @@ def _begin(
     _refuse_lower(run, settings, ranks, kernels)
     digest = config_hash({"job": settings.job, "seed": settings.seed})
     attempt = 0
-    if sources is not None:
+    if sources is not None and ranks.rank == 0:
         for left in remove_temporaries(run.path):
             logging.getLogger("tessera").info("removed %s, left by a killed writer", left)
         attempt = read_patiently(

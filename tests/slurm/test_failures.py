@@ -10,6 +10,7 @@ import json
 import re
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from slurm_jobs import kill, until
@@ -50,6 +51,29 @@ def test_ranks_that_are_killed_while_they_start_come_back_twice(stage):
     until(lambda: "do not come back" in run.said() or "does not come back" in run.said(), 100, run.said)
     assert len(run.events("requeue")) == 2
     assert "before they began to work, 3 times one after the other" in run.status()["message"]
+
+
+@pytest.mark.slow
+def test_nodes_with_different_code_are_refused(stage):
+    """One node has the toy workload of another day, as where packages are installed on every node's own disk."""
+    other = stage.folder / "other"
+    other.mkdir()
+    toy = Path(__file__).parents[1] / "hpc" / "toyjob.py"
+    (other / "toyjob.py").write_text(f"{toy.read_text()}\n# of another day\n")
+    python = stage.folder / "python"
+    python.write_text(
+        f'#!/bin/sh\n[ "$SLURM_NODEID" = 0 ] || export PYTHONPATH="{other}:$PYTHONPATH"\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    run = stage.submit(f"cluster.python={python}")
+    assert stage.cluster.wait(run.job)["JobState"] == "FAILED", run.said()
+    message = run.status()["message"]
+    assert "the nodes have different code" in message
+    assert "toyjob.py: was edited" in message
+    second = stage.resume(run, "--any-version")
+    assert stage.cluster.wait(second.job)["JobState"] == "COMPLETED", run.said()
+    stage.assert_right(run)
+    assert "different code on different nodes" in run.status()["identity"]["others"][0]
 
 
 @pytest.mark.slow
