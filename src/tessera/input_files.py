@@ -64,6 +64,20 @@ def cause(error: BaseException) -> str:
     return f"cannot be read ({_told(error)})"
 
 
+def read_number(text: str) -> float:
+    """Read a number as data have it: Python's ``1_000`` is a damaged ``1.000`` here, and other scripts' digits are none.
+
+    Raises
+    ------
+    ValueError
+        If the text is not one.
+    """
+    if "_" in text or not text.isascii():
+        msg = f"could not convert string to float: {text!r}"
+        raise ValueError(msg)
+    return float(text)
+
+
 def require_file(path: Path, what: str, remedy: str, wrong: type[ValueError]) -> None:
     """Raise unless there is a plain file: a named pipe would make every rank wait, or read its own part.
 

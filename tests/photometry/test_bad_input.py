@@ -58,6 +58,9 @@ def test_binary_image_list(field):
     [
         ("g.fits weigth=w.fits", ("line 2", "'weigth=w.fits'", "weight")),
         ("g.fits gain=high", ("line 2", "gain='high' is not a number", "job.headers")),
+        ("g.fits gain=1_000", ("line 2", "gain='1_000' is not a number", "job.headers")),
+        ("g.fits gain=٢", ("line 2", "is not a number", "job.headers")),
+        ("g.fits ext=²", ("²",)),
         ("'g.fits", ("line 2", "quot")),
     ],
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tessera.input_files import explained, require_file
+from tessera.input_files import explained, read_number, require_file
 from tessera.lsq.errors import DataError, FitInputError
 from tessera.lsq.sources import CHUNK_SIZE, ArraySource, Chunk
 
@@ -259,10 +259,7 @@ def _labels(path: Path, columns: Columns) -> Sequence[str]:
 
 
 def _field(text: str) -> float:
-    if "_" in text:  # Python reads 1_000 as a thousand; here it is a damaged 1.000 or 1e000
-        msg = f"could not convert string to float: {text!r}"
-        raise ValueError(msg)
-    return float(text) if text.strip() else float("nan")
+    return read_number(text) if text.strip() else float("nan")
 
 
 def _require_file(path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from tessera.input_files import explained, require_file
+from tessera.input_files import explained, read_number, require_file
 from tessera.photometry.errors import FrameError, GridError
 from tessera.photometry.image_list import FrameEntry
 
@@ -213,13 +213,13 @@ class _Lookup:
                 raise FrameError(msg)
             return None
         try:
-            number = float(value)
+            found = read_number(value) if isinstance(value, str) else float(value)
         except (TypeError, ValueError):
-            number = np.nan
-        if not np.isfinite(number):
+            found = np.nan
+        if not np.isfinite(found):
             msg = f"{self.origin(name, option)} of frame {self.path} is {value!r}, not a number; {self.remedy(name)}"
             raise FrameError(msg)
-        return number
+        return found
 
     def positive(self, name: str, option: float | str | None, *, needed: bool = False) -> float | None:
         number = self.number(name, option, needed=needed)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tessera.input_files import explained, require_file
+from tessera.input_files import explained, read_number, require_file
 from tessera.photometry.errors import ImageListError
 
 _PATHS: Final = ("weight", "mask", "psf")
@@ -104,7 +104,7 @@ def _entry(where: str, base: Path, words: list[str], extension: int | str | None
         if name in _PATHS:
             files[name] = base / value
         elif name == "ext":
-            extension = int(value) if value.isdigit() else value
+            extension = int(value) if value.isascii() and value.isdigit() else value
         else:
             values[name] = value if name == "band" else _number(where, name, value)
     return FrameEntry(base / words[0], extension=extension, values=values, **files)
@@ -112,7 +112,7 @@ def _entry(where: str, base: Path, words: list[str], extension: int | str | None
 
 def _number(where: str, name: str, value: str) -> float:
     try:
-        return float(value)
+        return read_number(value)
     except ValueError:
         msg = f"{where}: {name}={value!r} is not a number; header keys are mapped with job.headers, not in the list"
         raise ImageListError(msg) from None
