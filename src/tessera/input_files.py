@@ -65,7 +65,7 @@ def cause(error: BaseException) -> str:
 
 
 def read_number(text: str) -> float:
-    """Read a number as data have it: Python's ``1_000`` is a damaged ``1.000`` here, and other scripts' digits are none.
+    """Read a number as data have it: Python's ``1_000`` is a damaged ``1.000``, and other scripts' digits are none.
 
     Raises
     ------
