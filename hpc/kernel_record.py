@@ -39,6 +39,31 @@ class Found:
     wrong: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """What is relied on of an attempt."""
+
+    attempt: int
+    differs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """What is relied on of the file."""
+
+    level: str
+    pinned: bool
+    cpu: str
+    variables: Mapping[str, str]
+    libraries: Mapping[str, str]
+    attempts: tuple[_Attempt, ...]
+
+
+def read_kernels(run: Path) -> dict[str, Any] | None:
+    """Return the record of a run, None if it has none; raises as `hpc.store.records.read_record` does."""
+    return read_record(run / NAME, _Record)
+
+
 def first_of(run: Path) -> Recorded | None:
     """Return what the first attempt of a run ran on; None if there was none, or its record is damaged."""
     record = _sound(run)
@@ -144,7 +169,7 @@ def other_kernels(run: Path) -> dict[int, list[str]]:
     OSError
         If it cannot be read now.
     """
-    record = read_record(run / NAME)
+    record = read_kernels(run)
     return {a["attempt"]: a["differs"] for a in record["attempts"] if a["differs"]} if record else {}
 
 
@@ -182,7 +207,7 @@ def _unlike_first(record: Mapping[str, Any], ranks: Sequence[Found]) -> list[str
 
 def _sound(run: Path) -> dict[str, Any] | None:
     try:
-        return read_record(run / NAME)
+        return read_kernels(run)
     except CorruptFileError:
         return None
 
@@ -190,7 +215,7 @@ def _sound(run: Path) -> dict[str, Any] | None:
 def _set_aside(run: Path) -> str:
     """Put a damaged record aside; return what became of it."""
     try:
-        read_record(run / NAME)
+        read_kernels(run)
     except CorruptFileError as error:
         logging.getLogger("tessera").warning("%s; it was set aside and a new one begun", error)
         (run / NAME).replace(run / _DAMAGED)

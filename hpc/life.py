@@ -26,7 +26,7 @@ from hpc.store.journal import Journal
 from hpc.store.lock import Claim
 from hpc.store.origin import refuse_other
 from hpc.store.patience import T, insist, read_patiently
-from hpc.store.records import read_record
+from hpc.store.sealing import COMPLETE, read_complete
 from hpc.store.writer import Writer
 from hpc.terminal import complain
 from hpc.watch.progress import Pulse
@@ -163,21 +163,20 @@ class Life:
         """Do something that only reads files, again while the file system refuses; see `read_patiently`."""
         return read_patiently(action, self.settings.checkpoint.deadline, self.warn)
 
-    def read_record(self, path: Path, stage: str) -> dict[str, Any] | None:
-        """Return a sealed record of a stage; one that is damaged counts as absent, and that is said."""
+    def _read_complete(self, stage: str) -> dict[str, Any]:
+        """Return the record of a complete stage; one that is damaged counts as absent, and that is said."""
         try:
-            return self.read(lambda: read_record(path))
+            return self.read(lambda: read_complete(self.run.stage(stage))) or {}
         except CorruptFileError as error:
             self.source.event("fallback", stage=stage, reason=str(error))
             self.log.warning("%s", error)
-            return None
+            return {}
 
     def is_complete(self, stage: str) -> bool:
         """Say whether a stage is complete; refuse one that was completed with another configuration."""
-        file = self.run.stage(stage) / "complete.json"
-        record = self.read_record(file, stage)
-        refuse_other(file, str((record or {}).get("config_hash", "")), self.config_hash)
-        return record is not None
+        record = self._read_complete(stage)
+        refuse_other(self.run.stage(stage) / COMPLETE, record.get("config_hash", ""), self.config_hash)
+        return bool(record)
 
     def pulse(self) -> Pulse:
         """Return this rank's sign of life."""

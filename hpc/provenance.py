@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +42,21 @@ _PACKAGES: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """What is relied on of an attempt."""
+
+    config_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProvenanceRecord:
+    """What is relied on of ``provenance.json``."""
+
+    version: str
+    attempts: tuple[_Attempt, ...]
+
+
 def record_attempt(run: RunDir, config_hash: str, size: int, threads: int, code: Code) -> int:
     """Add this attempt to ``provenance.json``.
 
@@ -56,7 +72,7 @@ def record_attempt(run: RunDir, config_hash: str, size: int, threads: int, code:
         If the configuration is not the one that earlier attempts worked with.
     """
     try:
-        record = read_record(run.provenance_file) or {}
+        record = read_record(run.provenance_file, ProvenanceRecord) or {}
     except CorruptFileError as error:
         logging.getLogger("tessera").warning("%s; it was set aside and a new one begun", error)
         run.provenance_file.replace(run.path / "damaged-provenance.json")

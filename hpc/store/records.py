@@ -17,6 +17,7 @@ from hpc.errors import CorruptFileError
 from hpc.store.atomic import write_bytes, write_json
 from hpc.store.plain import parse_json
 from hpc.store.reading import content_of, is_refusal
+from hpc.watch.fields import record as checked
 
 _SEAL: Final = "digest"
 
@@ -46,18 +47,28 @@ def write_record(path: Path, record: Mapping[str, Any], check: Callable[[], None
     write_json(path, sealed(record), check)
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path, shape: type | None = None) -> dict[str, Any] | None:
     """Return what `write_record` wrote, None if there is no such file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    shape
+        A dataclass of the keys that the caller relies on, see `hpc.watch.fields.record`: another version, or somebody
+        who can compute a digest, may have written others.
 
     Raises
     ------
     hpc.errors.CorruptFileError
-        If the file is damaged.
+        If the file is damaged, or lacks one of these keys.
     OSError
         If it cannot be read now.
     """
     try:
-        return unsealed(parse_json(content_of(path)))
+        found = unsealed(parse_json(content_of(path)))
+        if shape is not None:
+            checked(shape, found)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -65,6 +76,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
             raise
         msg = f"{path}: the record is damaged ({error}) and counts as absent"
         raise CorruptFileError(msg) from error
+    return found
 
 
 def write_keyed(path: Path, records: Mapping[str, Mapping[str, Any]], check: Callable[[], None] = lambda: None) -> None:

@@ -10,17 +10,50 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
 
 from hpc.errors import CorruptFileError
 from hpc.store.newfile import is_temporary
 from hpc.store.reading import is_refusal
 from hpc.store.records import read_record
 
+COMPLETE: Final = "complete.json"
+"""In a stage's folder: that the stage is complete, and the seals of its results."""
+
 Seals = Mapping[str, Mapping[str, Any]]
 """Size, time of last change and SHA-256 of files, by their path below ``results/``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """What is relied on of a seal; ``changed`` counts nanoseconds."""
+
+    size: int
+    sha256: str
+    changed: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """What is relied on of ``complete.json``; earlier versions wrote less."""
+
+    units: int = 0
+    index: int = 0
+    config_hash: str = ""
+    results: Mapping[str, Seal] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.results:
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
+                msg = f"{name!r} does not lie below results/"
+                raise ValueError(msg)
+
+
+def read_complete(folder: Path) -> dict[str, Any] | None:
+    """Return a stage's ``complete.json``, None if there is none; raises as `hpc.store.records.read_record` does."""
+    return read_record(folder / COMPLETE, Complete)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +92,7 @@ def read_seals(folder: Path) -> Seals:
         If it cannot be read now.
     """
     try:
-        record = read_record(folder / "complete.json")
+        record = read_complete(folder)
     except CorruptFileError:
         return {}
     found: Seals = (record or {}).get("results", {})

@@ -16,7 +16,8 @@ from hpc.errors import CorruptFileError, RunDirError, UnreadableError
 from hpc.identity import has_results, read_identity
 from hpc.inputs import Inputs, differences, look
 from hpc.kernel_record import NAME as KERNELS
-from hpc.kernel_record import other_kernels
+from hpc.kernel_record import other_kernels, read_kernels
+from hpc.provenance import ProvenanceRecord
 from hpc.rundir import RunDir, config_hash
 from hpc.store.generations import load_generation, load_newest
 from hpc.store.journal import deaths, entries, journal_names
@@ -24,7 +25,7 @@ from hpc.store.lock import is_held, read_owner
 from hpc.store.newfile import temporaries
 from hpc.store.reading import content_of, is_refusal, names_in
 from hpc.store.records import read_keyed, read_record
-from hpc.store.sealing import harm, in_force
+from hpc.store.sealing import COMPLETE, harm, in_force, read_complete
 from hpc.store.segments import list_segment, read_whole
 from hpc.watch.events import scan_events
 
@@ -101,7 +102,7 @@ def _results(run: RunDir, folders: Sequence[Path], *, working: bool) -> Iterator
     records: dict[str, dict[str, Any]] = {}
     for folder in folders:
         with suppress(OSError, CorruptFileError):  # said of the stage
-            records[folder.name] = read_record(folder / "complete.json") or {}
+            records[folder.name] = read_complete(folder) or {}
     folders = [folder for folder in folders if folder.name in records]
     order = sorted(folders, key=lambda folder: int(records[folder.name].get("index", 0)))
     for file in in_force({folder.name: records[folder.name].get("results", {}) for folder in order}):
@@ -122,7 +123,7 @@ def _config(run: RunDir) -> Verdict:
     """Compare the configuration with the one the attempts worked with."""
     try:
         config = run.load_config()
-        record = read_record(run.provenance_file) or {}
+        record = read_record(run.provenance_file, ProvenanceRecord) or {}
     except (OSError, UnreadableError) as error:
         return _unread("config.yaml", error)
     except RunDirError as error:
@@ -142,7 +143,7 @@ def _config(run: RunDir) -> Verdict:
 def _provenance(run: RunDir) -> Verdict:
     name = run.provenance_file.name
     try:
-        record = read_record(run.provenance_file)
+        record = read_record(run.provenance_file, ProvenanceRecord)
     except OSError as error:
         return _unread(name, error)
     except CorruptFileError as error:
@@ -155,7 +156,7 @@ def _provenance(run: RunDir) -> Verdict:
 def _kernels(run: RunDir) -> Iterator[Verdict]:
     """Say which attempts ran other kernels than the first."""
     try:
-        record = read_record(run.path / KERNELS)
+        record = read_kernels(run.path)
     except OSError as error:
         yield _unread(KERNELS, error)
         return
@@ -316,9 +317,9 @@ class _Stage:
             yield verdict
 
     def _complete(self) -> Iterator[Verdict]:
-        file = self.directory / "complete.json"
+        file = self.directory / COMPLETE
         try:
-            self.complete = read_record(file)
+            self.complete = read_complete(self.directory)
         except CorruptFileError as error:
             yield self._of(file, "bad", f"{error}; a resume looks for itself what is done")
         else:
@@ -405,7 +406,7 @@ class _Stage:
 
     def _map(self) -> Verdict:
         complete, home, quarantine, damaged = self.complete, self.home, self.quarantine, self.damaged
-        missing = complete["units"] - len(home.keys() | quarantine) if complete else 0
+        missing = complete.get("units", 0) - len(home.keys() | quarantine) if complete else 0
         text = f"a resume would use {_count(len(home), 'unit')} of {_count(len(set(home.values())), 'segment')}"
         if missing > 0:
             text += f"; {_count(missing, 'unit')} of a complete stage are missing and would be run again"

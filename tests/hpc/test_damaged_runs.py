@@ -14,6 +14,8 @@ from hpc.cli.main import main
 from hpc.errors import RunDirError
 from hpc.report.write import view_run
 from hpc.rundir import RunDir
+from hpc.store.records import sealed
+from hpc.store.sealing import read_seals
 from hpc.store.verify import verify_run
 from hpc.watch.progress import State
 from hpc.watch.queued import read_statuses
@@ -97,6 +99,48 @@ def test_a_damaged_file_is_named_and_hides_no_other_run(run, name, content, caps
     assert read_statuses([good])[0].state == "done"
     for verb in ("report", "verify", "resume", "cancel"):
         assert main([verb, str(run)]) in (0, 1, 2)
+
+
+SEAL = {"size": 1, "changed": 1, "sha256": "0"}
+KERNELS = {"level": "v3", "pinned": True, "cpu": "v3", "variables": {}, "libraries": {}}
+OF_ANOTHER_SHAPE = [
+    {},
+    {"attempts": 7},
+    {"attempts": [7], "version": "0.1.0"},
+    {"attempts": [{"config_hash": 3}], "version": "0.1.0"},
+    {**KERNELS, "attempts": [{"attempt": 1, "differs": 7}]},
+    {**KERNELS, "attempts": [{"attempt": "x", "differs": ["a"]}]},
+    {"units": "many"},
+    {"index": "first", "results": {"a": SEAL}},
+    {"results": {"a": {**SEAL, "size": "x"}}},
+    {"results": [1]},
+    {"files": 7, "folders": [], "code": {}, "packages": [], "others": []},
+    {"units": {"a": 1}, "rank": "x", "attempt": "y"},
+]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["kernels.json", "inputs.json", "provenance.json", "lock"]
+    + [f"checkpoints/fit/{name}.json" for name in ("complete", "ended-0001", "without", "gen-00000001", "quarantine")],
+)
+def test_a_sound_record_of_another_shape_hides_no_other_run(run, name, capsys):
+    make(run.with_name("good"))
+    (run / "checkpoints" / "fit" / "begun-0001-00000.txt").write_text("+a\n")
+    for content in OF_ANOTHER_SHAPE:
+        (run / name).write_text(json.dumps(sealed(content)))
+        assert main(["status", str(run.parent)]) == 0
+        assert "good" in capsys.readouterr().out
+        for verb in ("status", "verify", "report", "cancel"):
+            assert main([verb, str(run)]) in (0, 1, 2)
+
+
+@pytest.mark.parametrize("name", ["../victim", "/etc/hostname", "a/../../victim"])
+def test_a_seal_names_no_file_outside_the_results(run, name):
+    (run / "checkpoints" / "fit" / "complete.json").write_text(
+        json.dumps(sealed({"units": 4, "results": {name: SEAL}}))
+    )
+    assert read_seals(run / "checkpoints" / "fit") == {}
 
 
 def make_fifo(path: Path) -> None:
