@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from hpc.errors import RunDirError
+from hpc.terminal import visible
 
 _TRUSTED_ANYWAY = 0
 """Root, who can do everything without this."""
@@ -37,7 +38,7 @@ def require_trust(run: Path, *, trusted: bool) -> None:
         "cluster.setup, the modules of job._target_ and model files"
     )
     if sys.stdin.isatty() and sys.stderr.isatty():
-        sys.stderr.write(f"{told}.\ngo on? [y/N] ")
+        sys.stderr.write(visible(f"{told}.\ngo on? [y/N] "))
         sys.stderr.flush()
         if sys.stdin.readline().strip().lower() in {"y", "yes"}:
             return

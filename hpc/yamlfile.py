@@ -42,6 +42,15 @@ def read_yaml(path: Path) -> Any:
     return parse_yaml(read_plain(path))
 
 
+def require_bounded(path: Path) -> None:
+    """Raise as `read_yaml` does for a file that another reader is about to load."""
+    text = read_plain(path)
+    try:
+        _refuse_excess(text, _LOADER)
+    except yaml.YAMLError as error:
+        raise InputError(_told(error)) from error
+
+
 def parse_yaml(text: str | bytes) -> Any:
     """Return the value of a YAML text.
 
@@ -105,6 +114,8 @@ def _line(event: yaml.Event) -> int:
 
 def _told(error: yaml.YAMLError) -> str:
     """Return what is wrong, and where, in one line."""
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"{error.reason} at byte {error.position}"
     said = [getattr(error, "context", None), getattr(error, "problem", None)]
     words = " ".join((", ".join(filter(None, said)) or str(error)).split())
     mark = getattr(error, "problem_mark", None)

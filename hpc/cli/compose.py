@@ -58,6 +58,8 @@ def compose_config(
     refuse_hydra_settings(overrides)
     try:
         return hydra_api.composed(overrides, folders, with_hydra=with_hydra, config_name=config_name)
+    except ConfigError:
+        raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         # OmegaConf lets a ValueError through when a list is addressed like a section.
         raise ConfigError(explain(error, overrides, folders)) from None

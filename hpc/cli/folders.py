@@ -61,7 +61,7 @@ def groups(folders: Sequence[Path]) -> dict[str, dict[str, Path]]:
 
 def headline(file: Path) -> str:
     """Return the first sentence of a config file's first comment: what the option is for."""
-    with file.open(encoding="utf-8") as lines:
+    with file.open(encoding="utf-8", errors="replace") as lines:
         comments = (line.lstrip("# ").strip() for line in lines if line.startswith("#"))
         first = next((c for c in comments if c and not c.startswith("@")), "")
     sentence, stop, _ = first.partition(". ")

@@ -7,16 +7,48 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
 from hydra import compose, version
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.hydra import Hydra
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hpc.errors import ConfigError
+from hpc.yamlfile import require_bounded
 
 CONFIG_NAME = "config"
+
+
+class _Folder(FileConfigSource):  # type: ignore[misc]
+    """A config tree whose files may be anything: what is wrong with one is said with its name."""
+
+    @staticmethod
+    def scheme() -> str:
+        """Return what a path on the search path begins with to be read by this class."""
+        return "tessera"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Read a file, within bounds."""
+        file = Path(self.path) / self._normalize_file_name(config_path)
+        try:
+            if file.exists():
+                require_bounded(file)
+            return super().load_config(config_path)
+        except (HydraException, OmegaConfBaseException):
+            raise
+        except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+            cause = " ".join(str(getattr(error, "problem", None) or getattr(error, "strerror", None) or error).split())
+            msg = f"{file}: cannot be read as a configuration ({cause}); correct it, as YAML in UTF-8"
+            raise ConfigError(msg) from error
 
 
 @contextmanager
@@ -28,7 +60,8 @@ def on_trees(folders: Sequence[Path]) -> Iterator[Hydra]:
     """
     path = create_config_search_path(search_path_dir=str(folders[0]))
     for folder in folders[1:]:
-        path.prepend("tessera", f"file://{folder}", anchor="schema")
+        path.prepend("tessera", f"{_Folder.scheme()}://{folder}", anchor="schema")
+    SourcesRegistry.instance().register(_Folder)
     GlobalHydra.instance().clear()
     version.setbase("1.3")
     try:

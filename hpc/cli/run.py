@@ -10,7 +10,7 @@ import hpc
 from hpc.cli.arguments import Parser
 from hpc.cli.folders import config_folders
 from hpc.errors import EXIT_DONE, ConfigError
-from hpc.terminal import say, say_data
+from hpc.terminal import say, say_data, visible
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -88,7 +88,8 @@ def _show(given: argparse.Namespace, folders: Sequence[Path]) -> int:
         msg = f"--package {given.package}: the configuration has no such section; leave it out to see all"
         raise ConfigError(msg)
     try:
-        text = OmegaConf.to_yaml(shown, resolve=given.resolve) if OmegaConf.is_config(shown) else f"{shown}\n"
+        section = OmegaConf.is_config(shown)
+        text = OmegaConf.to_yaml(shown, resolve=given.resolve) if section else f"{visible(str(shown))}\n"
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, given.overrides, folders)) from None
     say_data((f"# @package {given.package}\n{text}" if given.package else text).removesuffix("\n"))

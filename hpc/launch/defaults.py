@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from hpc import terminal
+from hpc.errors import ConfigError
 from hpc.settings import SlurmCluster
 
 _KEYS: Final = {
@@ -56,4 +57,9 @@ def with_users_defaults(
         terminal.say(f"note: from your SBATCH_ variables: {words}")
     if say and ignored:
         terminal.say(f"note: not passed on to sbatch: {', '.join(sorted(ignored))}; use cluster.sbatch")
-    return replace(cluster, **taken) if taken else cluster
+    try:
+        return replace(cluster, **taken) if taken else cluster
+    except ValueError as error:
+        names = ", ".join(name for name, key in _KEYS.items() if key in taken)
+        msg = f"from your environment ({names}): {error}; correct it, or set the key of cluster itself"
+        raise ConfigError(msg) from error

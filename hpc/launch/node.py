@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from hpc.errors import EXIT_BAD_INPUT, LaunchError
+from hpc.terminal import complain
 
 PRIVATE: Final = 0o700
 """Mode of a submission's folder."""
@@ -51,7 +52,7 @@ def main(arguments: list[str]) -> None:
     try:
         descriptor = open_private(Path(arguments[0]))
     except LaunchError as error:
-        sys.stderr.write(f"tessera: {error}\n")
+        complain(f"tessera: {error}")
         sys.exit(EXIT_BAD_INPUT)
     process_job = _process_job()
     process_job(Path(f"/proc/self/fd/{descriptor}"))

@@ -8,6 +8,7 @@ import yaml
 from hpc.cli.cluster import changed
 from hpc.cli.compose import compose_config, compose_run, expand, resolved, sweep_directory
 from hpc.cli.folders import config_folders, groups, headline
+from hpc.cli.main import main
 from hpc.errors import ConfigError, InputError
 from hpc.options import build, plain
 from hpc.settings import Settings, SlurmCluster
@@ -135,6 +136,36 @@ def test_a_user_folder_adds_options_and_a_missing_one_is_named(folders, tmp_path
     assert headline(groups(mine)["cluster"]["big"]) == "Many."
     with pytest.raises(ConfigError, match="does not exist"):
         config_folders([str(tmp_path / "nowhere")])
+
+
+BOMB = "\n".join(["a0: &a0 [x]", *(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12))])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"scratch: caf\xe9\n", "UTF-8"),
+        (b"a: \x00\n", "control characters"),
+        (b"a: 1\na: 2\n", "duplicate key a"),
+        (b"7\n", "int"),
+        (b"? [a]\n: 1\n", "unhashable"),
+        (b"a: " + b"[" * 500 + b"]" * 500, "sections deep"),
+        (BOMB.encode(), "aliases"),
+    ],
+)
+def test_a_file_of_a_user_folder_that_is_no_configuration_is_named(tmp_path, content, said):
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "mine.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"mine\.yaml: cannot be read as a configuration \(.*{said}"):
+        compose_config(["job=mine"], config_folders([str(tmp_path)]))
+    headline(tmp_path / "job" / "mine.yaml")
+
+
+def test_a_single_value_is_shown_without_commands_for_the_terminal(tmp_path, capsys):
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "mine.yaml").write_text('name: "a\\e[31mb"\n')
+    assert main(["--config-dir", str(tmp_path), "job=mine", "--cfg", "job", "--package", "job.name"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == r"a\x1b[31mb"
 
 
 def test_resume_changes_only_what_does_not_touch_the_results(folders):

@@ -206,6 +206,11 @@ def test_the_environments_defaults_are_taken_where_nothing_else_is_said(capsys):
     assert "not passed on to sbatch: SBATCH_OUTPUT" in said
 
 
+def test_a_wrong_default_of_the_user_is_named_with_its_variable():
+    with pytest.raises(ConfigError, match=r"SBATCH_TIMELIMIT\): time: 'soon' is no limit"):
+        with_users_defaults(SlurmCluster(), {"SBATCH_TIMELIMIT": "soon"})
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

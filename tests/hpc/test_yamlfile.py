@@ -43,7 +43,7 @@ def merged(levels: int) -> str:
         ("? [a, b]\n: 1", "unhashable"),
         ("a: \x00", "control characters"),
         (b"\xff\xfe\xff", "."),
-        (b"a: \xe9", "."),
+        (b"a: \xe9", "incomplete UTF-8 octet sequence at byte 3"),
         ("a: !!int x", "none that YAML knows"),
         ("<<: 1", "expected a mapping"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from hpc.errors import InputError
 from hpc.job import Job, Stage
+from hpc.terminal import complain
 from tessera.lsq.errors import FitInputError
 from tessera.lsq.stage import FitStage
 from tessera.xpcs import native, outputs
@@ -53,7 +53,7 @@ class XpcsJob(Job):
             vectors(self.options, objective_of(self.options, dataset, 1.0))
             # On a cluster's login node as on the others, better said now than there.
             if slow := native.complaint():
-                sys.stderr.write(f"tessera: {slow}\n")
+                complain(f"tessera: {slow}")
             else:
                 native.functions(native.level())
 
