@@ -19,6 +19,7 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from hpc.store.plain import require_regular
 from hpc.store.reading import is_absent
 
 WHOLE: Final = 64 << 20
@@ -198,6 +199,7 @@ def _looked_at(path: str, known: InputFile | None, *, read: bool) -> InputFile:
             return found
         if known is not None and known.digest and found.same_stamp(known):
             return known
+        require_regular(Path(path))
         found = replace(found, digest=digest_of(path))
     except OSError as error:
         if is_absent(error):

@@ -35,6 +35,7 @@ from hpc.errors import (
 )
 from hpc.stop import StopFlag, ignore, listen
 from hpc.store.newfile import create, hidden_name
+from hpc.store.plain import read_json
 from hpc.terminal import complain, guard_output
 from hpc.whereabouts import Whereabouts, this_stay
 
@@ -213,7 +214,7 @@ def _leave_record(path: Path, record: dict[str, Any]) -> None:
     with suppress(OSError):
         create(mine, json.dumps(record, indent=1).encode())
         with suppress(OSError, ValueError, AttributeError):
-            if json.loads(path.read_bytes()).get("stay", "") != record["stay"]:  # of the job's stay before this one
+            if read_json(path).get("stay", "") != record["stay"]:  # of the job's stay before this one
                 path.unlink()
         with suppress(FileExistsError):
             os.link(mine, path)

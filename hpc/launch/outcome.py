@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import signal
 from contextlib import suppress
@@ -14,7 +13,7 @@ from typing import Any, Final
 from rich.text import Text
 
 from hpc.errors import EXIT_COME_BACK, EXIT_DONE, EXIT_FAILED, EXIT_QUARANTINED, EXIT_TOLD_TO_STOP
-from hpc.store.plain import read_json
+from hpc.store.plain import read_end, read_json
 from hpc.watch.failure import Failure, last_lines
 from hpc.watch.screen import duration
 from hpc.watch.status import RunStatus, read_status
@@ -194,9 +193,6 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _output(ending: Ending) -> str:
     """Return the end of what the ranks printed."""
     try:
-        with ending.log.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(min(ending.log_start, size), size - _TAIL_BYTES))
-            return file.read(_TAIL_BYTES).decode(errors="replace")
+        return read_end(ending.log, _TAIL_BYTES, ending.log_start).decode(errors="replace")
     except OSError:
         return ""

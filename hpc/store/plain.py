@@ -59,6 +59,23 @@ def read_plain(path: Path, most: int = MOST) -> bytes:
         os.close(descriptor)
 
 
+def read_end(path: Path, most: int, start: int = 0) -> bytes:
+    """Return the last ``most`` bytes of a plain file that may be long, nothing of what lies before ``start``.
+
+    Raises
+    ------
+    OSError
+        As raised by `read_plain`.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)
+        _refuse_others(found, path)
+        return os.pread(descriptor, most, max(min(start, found.st_size), found.st_size - most))
+    finally:
+        os.close(descriptor)
+
+
 def read_json(path: Path) -> Any:
     """Return the value of a JSON file.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from hpc.store.plain import parse_json, require_regular
+from hpc.store.plain import parse_json, read_end, require_regular
 from hpc.watch.fields import record
 
 _LONGEST: Final = 1 << 20
@@ -125,12 +124,9 @@ def last_events(path: Path) -> list[dict[str, Any]]:
         If there is something else than a file, or it cannot be read.
     """
     try:
-        require_regular(path)
+        found = [_sound(line) for line in read_end(path, _END).split(b"\n") if line]
     except FileNotFoundError:
         return []
-    with path.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _END))
-        found = [_sound(line) for line in file.read(_END).split(b"\n") if line]
     return [event for event in found if event is not None]
 
 

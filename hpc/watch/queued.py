@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from hpc.store.plain import read_json
+from hpc.store.plain import read_end, read_json
 from hpc.watch.pending import remedy
 from hpc.watch.scheduler import Ask, JobState, job_states
-from hpc.watch.status import LIVE, RunStatus, read_status
+from hpc.watch.status import LIVE, RunStatus, belongs_to_another, read_status
 from hpc.watch.submissions import last_submission, remember_end, remembered_end
 
 FRESH: Final = 6.0
@@ -120,7 +119,7 @@ def _combined(status: RunStatus, name: str, job: JobState) -> RunStatus:
         return _working(status, name, job)
     if status.state in {"stopped", "failed"}:
         return status
-    if job.state == "GONE" and _is_anothers(Path(status.path)):
+    if job.state == "GONE" and belongs_to_another(Path(status.path)):
         unsure = f"SLURM does not show job {name}: it has ended, or this site shows everybody only their own jobs"
         return replace(status, slurm_silent=unsure)
     if status.state == "not started" and job.state == "CANCELLED":
@@ -134,22 +133,13 @@ def _combined(status: RunStatus, name: str, job: JobState) -> RunStatus:
     return replace(status, state="failed", message=text)
 
 
-def _is_anothers(run: Path) -> bool:
-    """Say whether a run belongs to another user."""
-    try:
-        return run.stat().st_uid != os.getuid()
-    except OSError:
-        return False
-
-
 def _last_words(run: Path) -> str:
     """Return what ended the batch script before the ranks began, as it said in its log; empty if it did not."""
     submission = last_submission(run)
     if submission is None or not submission.log:
         return ""
-    with suppress(OSError), Path(submission.log).open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
-        lines = file.read().decode(errors="replace").splitlines()
+    with suppress(OSError, ValueError):
+        lines = read_end(Path(submission.log), _TAIL).decode(errors="replace").splitlines()
         return next((line.removeprefix(SAID) for line in reversed(lines) if line.startswith(SAID)), "")
     return ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -13,10 +13,14 @@ from hpc.errors import RunDirError
 from hpc.kernel_record import told
 from hpc.process import Process
 from hpc.store.plain import read_json
+from hpc.store.reading import is_absent
 from hpc.watch.failure import Failure, read_failure
 from hpc.watch.fields import record
 from hpc.watch.submissions import damage
 from hpc.yamlfile import read_yaml
+
+_MARKS: Final = ("config.yaml", "progress.json", "slurm.json")
+"""Files by which a run is known; the first alone would do, were it never lost."""
 
 LIVE: Final = ("starting", "running", "stopping")
 """States in which the ranks are at work, if they still give signs of life."""
@@ -323,12 +327,51 @@ def find_runs(folder: Path) -> Sequence[Path]:
         there = f"; {folder.parent} holds: {', '.join(siblings[:8])}" if siblings else ""
         msg = f"{folder} does not exist{there}; name a run directory or a folder of runs"
         raise RunDirError(msg)
-    levels = ("config.yaml", "*/config.yaml", "*/*/config.yaml")
-    found = [file.parent for level in levels for file in folder.glob(level)]
+    if os.path.lexists(folder / _MARKS[0]):
+        return [folder]
+    found = [run for run in (folder, *_folders_below(folder, 2)) if _is_run(run)]
     if not found:
         msg = f"{folder} is no run directory and holds none (no config.yaml); start a run with tessera job=NAME"
         raise RunDirError(msg)
-    return [folder] if folder in found else sorted(found, key=_natural)
+    return sorted(found, key=_natural)
+
+
+def _folders_below(folder: Path, levels: int) -> Iterator[Path]:
+    """Yield the folders so many levels down; one that cannot be listed has none for all that can be told."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if not entry.is_file(follow_symlinks=False)]
+    except OSError:
+        return
+    for path in (folder / name for name in names):
+        if os.path.isdir(path):  # noqa: PTH112 - the method raises for a link to itself
+            yield path
+            if levels > 1:
+                yield from _folders_below(path, levels - 1)
+
+
+def _is_run(folder: Path) -> bool:
+    """Say whether a run lies in a folder, or may lie there: one that has lost its configuration is not passed over.
+
+    Folders of other users that nobody else may look into are.
+    """
+    for name in _MARKS:
+        try:
+            (folder / name).lstat()
+        except OSError as error:
+            if not is_absent(error):
+                return not (isinstance(error, PermissionError) and belongs_to_another(folder))
+        else:
+            return True
+    return False
+
+
+def belongs_to_another(run: Path) -> bool:
+    """Say whether a run belongs to another user."""
+    try:
+        return run.stat().st_uid != os.getuid()
+    except OSError:
+        return False
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

@@ -12,6 +12,8 @@ import pytest
 
 from hpc.cli.main import main
 from hpc.errors import RunDirError
+from hpc.inputs import look
+from hpc.launch.outcome import Ending, _output
 from hpc.report.write import view_run
 from hpc.rundir import RunDir
 from hpc.store.records import sealed
@@ -19,7 +21,9 @@ from hpc.store.sealing import read_seals
 from hpc.store.verify import verify_run
 from hpc.watch.progress import State
 from hpc.watch.queued import read_statuses
+from hpc.watch.scheduler import JobState
 from hpc.watch.status import ENDED, LIVE, find_runs, read_status
+from hpc.watch.submissions import record_submission
 from hpc.watch.sweeps import read_sweep
 
 STAGE = {"name": "fit", "kind": "map", "state": "done", "done": 4, "total": 4, "seconds": 1.0}
@@ -186,6 +190,67 @@ def test_what_is_no_file_makes_nobody_wait(run, name, make_kind):
     make_kind(run / name)
     for verb in ("status", "verify", "report", "cancel"):
         assert main([verb, str(run)]) in (0, 1, 2)
+
+
+def endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("make_kind", [make_fifo, endless, Path.mkdir])
+@pytest.mark.usefixtures("impatient")
+def test_a_log_that_is_no_file_makes_nobody_wait(run, make_kind):
+    make_kind(run / "job.log")
+    (run / "progress.json").unlink()
+    record_submission(run, "7", {}, str(run / "slurm" / "1" / "script.sh"), str(run / "job.log"))
+    gone = JobState("FAILED", exit_code="2:0", command=str(run / "slurm" / "1" / "script.sh"))
+    (status,) = read_statuses([run], lambda jobs: dict.fromkeys(jobs, gone))
+    assert status.state == "failed"
+    assert _output(Ending(run, 1, 1, 0.0, 0, run / "job.log", 0)) == ""
+
+
+@pytest.mark.parametrize("make_kind", [make_fifo, endless, Path.mkdir])
+@pytest.mark.usefixtures("impatient")
+def test_an_input_that_is_no_file_makes_nobody_wait(tmp_path, make_kind):
+    make_kind(tmp_path / "frame.fits")
+    (found,) = look([str(tmp_path / "frame.fits")], {}, frozenset())
+    assert found.problem
+
+
+def link_to_nothing(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("make_kind", [None, link_to_nothing, link_to_itself])
+@pytest.mark.parametrize("left", ["progress.json", "slurm.json"])
+def test_a_run_that_has_lost_its_configuration_is_still_shown(run, make_kind, left, capsys):
+    record_submission(run, "7", {}, "x")
+    (run / "config.yaml").unlink()
+    (run / ({"progress.json", "slurm.json"} - {left}).pop()).unlink()
+    if make_kind is not None:
+        make_kind(run / "config.yaml")
+    make(run.with_name("good"))
+    assert [p.name for p in find_runs(run.parent)] == ["bad", "good"]
+    assert find_runs(run) == [run]
+    assert main(["status", str(run.parent)]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("bad"))
+    assert "unreadable" in row
+    assert "config.yaml" in row
+    assert main(["status", str(run.parent), "--exit-code"]) == 1
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can act as two other users")
+def test_of_folders_that_cannot_be_looked_into_only_ones_own_are_shown(tmp_path, monkeypatch):
+    for name, user in (("mine", 1001), ("theirs", 1002)):
+        make(tmp_path / name).chmod(0)
+        os.chown(tmp_path / name, user, user)
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)  # whatever lies above may be closed to others
+    os.setresuid(1001, 1001, 0)
+    try:
+        assert find_runs(Path()) == [Path("mine")]
+        assert read_status(Path("mine")).message == "config.yaml: Permission denied"
+    finally:
+        os.setresuid(0, 0, 0)
 
 
 def test_the_states_of_a_run_are_known():
