@@ -96,6 +96,7 @@ class _Target:
         group["shape"] = np.array([self.shapes[k] for _, k in order], np.int64).reshape(len(order), -1)
         early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        early.set_obj_track_times(False)  # the same results are the same bytes, whenever they are written
         kind = h5py.h5t.py_create(self.dtype, logical=True)
         data = h5py.h5d.create(group.id, b"data", kind, h5py.h5s.create_simple((self.size,)), early)
         self.offset = data.get_offset() or 0

@@ -186,19 +186,22 @@ class Writer:
         Parameters
         ----------
         seconds
-            At most so long; None waits for ``checkpoint.deadline``.
+            At most so long; None waits until no file could be written for ``checkpoint.deadline``.
 
         Raises
         ------
         hpc.errors.RunDirError
-            If the file system refused until ``checkpoint.deadline`` seconds had passed.
+            If not everything is durable by then.
         """
-        start = time.monotonic()
+        start = since = time.monotonic()
         limit = self._settings.deadline if seconds is None else seconds
         with self._changed:
             self._hand_over()
+            files = self.cost.files
             while self._error is None and (self._busy or self._batches or self._states.pending):
-                left = start + limit - time.monotonic()
+                if seconds is None and self.cost.files > files:  # a slow disk with much to write is no full one
+                    files, since = self.cost.files, time.monotonic()
+                left = since + limit - time.monotonic()
                 if left <= 0:
                     msg = (
                         f"{self._directory}: the last results could not be made durable within "

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import h5py
 import numpy as np
@@ -246,6 +247,15 @@ assert (read_hdf5(path)[0]["d"] == arrays["d"]).all()
 """
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "a.h5")], check=True)
     assert [p.name for p in tmp_path.iterdir()] == ["a.h5"]
+
+
+def test_the_same_results_are_the_same_bytes_whenever_they_are_written(tmp_path):
+    segments.write_segment(tmp_path / "seg-0.h5", "s", [finished("u", x=np.arange(3.0), name=np.array("é"))])
+    results = segments.StoredResults(tmp_path, segments.scan(tmp_path).home)
+    results.save(tmp_path / "a.h5")
+    time.sleep(1.1)  # HDF5 can store when a dataset was made, in seconds
+    results.save(tmp_path / "b.h5")
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
 
 
 def test_compaction_holds_every_unit_once_in_key_order(tmp_path):

@@ -151,6 +151,22 @@ def test_a_disk_that_stays_full_fails_the_run_only_at_the_end(make, monkeypatch)
         book.drain()
 
 
+def test_a_slow_disk_that_takes_file_after_file_fails_no_run(make, monkeypatch, tmp_path):
+    real = writer.write_segment
+
+    def slow(*arguments):
+        time.sleep(0.2)
+        real(*arguments)
+
+    monkeypatch.setattr(writer, "write_segment", slow)
+    book = make(every=0.0, deadline=0.6)
+    for k in range(8):  # takes 1.6 s
+        book.add(unit(k))
+        book.flush()
+    book.close()
+    assert len(segments.scan(tmp_path / "s").home) == 8
+
+
 def test_a_programming_error_in_the_writer_surfaces_at_the_next_call(make, monkeypatch):
     def broken(*_):
         raise TypeError("bug")
