@@ -5,18 +5,23 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import damage
 import endings
+import full_results
 import identity
 import ownership
+import processors
 import protocol
 import refused
+import scheduler
 import terminals
 import whole_runs
+from devslurm import Cluster, can_have_slurm
 from harness import Harness, Kind, Row
 
 Job = tuple[str, Kind, tuple[int, ...]]
@@ -71,8 +76,14 @@ CATALOGUE = (
     Entry("answer to the lock's link lost", ownership.lost_answer, 12),
     Entry("every unit fails in the same way", ownership.everything_fails, 8),
     Entry("whole job killed three times", ownership.whole_deaths, 3),
+    Entry("stopped on one kind of CPU, resumed on another", processors.switched, 6),
+    Entry("requeued on its node over stale shared memory", scheduler.requeued_on_its_node, 3),
+    Entry("answer of sbatch lost", scheduler.answer_of_sbatch_lost, 3),
+    Entry("SLURM silent", scheduler.silent_slurm, 3),
+    Entry("run moved to another folder or disk", whole_runs.moved, 4),
     Entry("run directory removed or renamed", whole_runs.directory_gone, 4),
     Entry("file system full", whole_runs.full_disk, 5),
+    Entry("results written to a full disk", full_results.results_on_a_full_disk, 6),
     Entry("file size limit reached", whole_runs.file_size_limit, 5),
     Entry("terminal closed, Ctrl-C once or twice", terminals.hung_up, 8),
     Entry("reader of the output gone, output full or closed", terminals.nobody_reads, 5),
@@ -114,11 +125,14 @@ class Crew:
             finally:
                 harness.close()
 
-        with tempfile.TemporaryDirectory(prefix="tessera-faults-", dir=fast_folder()) as folder:
-            for number in range(size):
+        with (
+            tempfile.TemporaryDirectory(prefix="tessera-faults-", dir=fast_folder()) as folder,
+            Cluster(nodes=size) as cluster,
+        ):
+            for number in range(1, size + 1):
                 scratch = Path(folder) / str(number)
                 scratch.mkdir()
-                harnesses.append(Harness(scratch))
+                harnesses.append(Harness(scratch, partial(cluster.node, number)))
             threads = [threading.Thread(target=member, args=(h,)) for h in harnesses]
             for thread in threads:
                 thread.start()
@@ -135,7 +149,7 @@ def united(harnesses: list[Harness]) -> Harness:
     for entry in CATALOGUE:
         for row in (h.rows[entry.name] for h in harnesses if entry.name in h.rows):
             whole = total.rows.setdefault(entry.name, Row(entry.name))
-            for figure in ("injected", "recovered", "lost", "doubled", "wrong", "stuck"):
+            for figure in ("injected", "recovered", "lost", "doubled", "wrong", "hung", "stuck"):
                 setattr(whole, figure, getattr(whole, figure) + getattr(row, figure))
     return total
 
@@ -163,8 +177,21 @@ def endless_jobs(seed: int) -> Iterator[Job]:
                     yield entry.name, entry.kind, (seed, turn, n, *entry.name.encode())
 
 
+def left_out() -> list[str]:
+    """Return the kinds that this machine does not allow."""
+    return [entry.name for entry in CATALOGUE if not usable(entry)]
+
+
+@cache
 def usable(entry: Entry) -> bool:
-    """Whether this machine allows the fault: mounting takes root."""
-    if entry.kind is ownership.other_container:
-        return ownership.can_unshare()
-    return entry.kind is not whole_runs.full_disk or whole_runs.can_mount()
+    """Whether this machine allows the fault: mounts and namespaces take root, others SLURM's daemons or AVX2."""
+    needs: dict[Kind, Callable[[], bool]] = {
+        ownership.other_container: ownership.can_unshare,
+        processors.switched: processors.can_switch,
+        whole_runs.full_disk: whole_runs.can_mount,
+        full_results.results_on_a_full_disk: whole_runs.can_mount,
+        scheduler.requeued_on_its_node: can_have_slurm,
+        scheduler.answer_of_sbatch_lost: can_have_slurm,
+        scheduler.silent_slurm: can_have_slurm,
+    }
+    return entry.kind not in needs or needs[entry.kind]()

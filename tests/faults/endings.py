@@ -39,7 +39,7 @@ def signal_during_a_slow_save(harness: Harness, rng: np.random.Generator) -> Str
     time.sleep(float(rng.uniform(0, 0.5)))
     number, code = ((signal.SIGTERM, 76), (signal.SIGUSR1, 75))[rng.integers(2)]
     process.send_signal(number)
-    returned = process.wait(PATIENCE)
+    returned = harness.end_of(process)
     said = output_of(path).read_text()
     assert returned == code, f"exit {returned} after signal {number}: {said}"
     stage = json.loads((path / "progress.json").read_bytes())["stages"][0]
@@ -63,7 +63,7 @@ def signal_after_the_end(harness: Harness, rng: np.random.Generator) -> Struck:
         with suppress(ProcessLookupError):
             os.kill(pid, (signal.SIGTERM, signal.SIGUSR2)[rng.integers(2)])
             struck = 1
-    returned = process.wait(PATIENCE)
+    returned = harness.end_of(process)
     assert returned == scenario.truth.code, f"exit {returned}: {output_of(path).read_text()}"
     state = json.loads((path / "progress.json").read_bytes())["state"]
     assert state == "done", state
@@ -76,7 +76,7 @@ def rank_fails_by_itself(harness: Harness, rng: np.random.Generator) -> Struck:
     scenario.config["engine"] |= {"fail_fast": True, "retries": 0}
     scenario.config["checkpoint"]["every"] = float(rng.choice([0.0, 0.05, 1000.0]))
     path = harness.prepare(scenario.config)
-    returned = start(path, [sys.executable, "-m", "hpc.rank", str(path)]).wait(PATIENCE)
+    returned = harness.end_of(start(path, [sys.executable, "-m", "hpc.rank", str(path)]))
     assert returned == 1, f"exit {returned}: {output_of(path).read_text()}"
     failure = json.loads((path / "failure.json").read_bytes())
     assert failure["unit"] == scenario.config["job"]["fail_once"][0], failure

@@ -9,29 +9,28 @@ and judges what came out.
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import select
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from devslurm import Node
+from workers import CHECKOUT, PATIENCE, Worker, child_environment
 
 from hpc.errors import LockedError, TesseraError
 from hpc.rundir import RunDir
 from hpc.store.segments import Segment
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path.append(str(CHECKOUT / "tests" / "hpc"))  # the toy workload: retrying asks it for its stages
-PATIENCE = 60.0
-"""Seconds after which an attempt counts as hanging."""
+HANG = 10.0
+"""Seconds for anything to end after its fault, however busy the machine: what takes longer counts as a hang. (An
+undisturbed run takes one or two.)"""
 RECYCLE = 40
 """Attempts after which the MPI ranks are started anew: they keep threads and windows of every attempt."""
 
@@ -90,6 +89,7 @@ class Row:
     lost: int = 0
     doubled: int = 0
     wrong: int = 0
+    hung: list[float] = field(default_factory=list)
     stuck: list[str] = field(default_factory=list)
 
 
@@ -101,9 +101,12 @@ class Harness:
     ----------
     scratch
         An empty folder; run directories are made in it and removed when they were judged right.
+    node
+        Returns a node of a SLURM cluster that is this harness's alone; None where there can be none.
     """
 
     scratch: Path
+    node: Callable[[], Node] | None = None
     rows: dict[str, Row] = field(default_factory=dict)
     scenarios: dict[str, Scenario] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
@@ -113,6 +116,7 @@ class Harness:
         self._names = (self.scratch / f"run-{n:05d}" for n in itertools.count())
         self._forks: Worker | None = None
         self._ranks: Worker | None = None
+        self._hung: list[float] = []  # of the kind that strikes now
 
     def close(self) -> None:
         """End the workers."""
@@ -143,6 +147,21 @@ class Harness:
         RunDir.prepare(path, {**config, "run": {"dir": str(path)}})
         return path
 
+    def end_of(self, process: subprocess.Popen[bytes]) -> int:
+        """Wait for the end of what a fault has struck; return the exit code."""
+        with self.timed():
+            return process.wait(PATIENCE)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count what is done in the block as a hang if it takes longer than `HANG`."""
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            if (seconds := time.monotonic() - begun) > HANG:
+                self._hung.append(seconds)
+
     def attempt(
         self,
         path: Path,
@@ -155,15 +174,16 @@ class Harness:
     ) -> int:
         """Run one rank on a prepared run directory; return its exit code, negative for a signal."""
         self._forks = self._forks or Worker(["fork"], 1, self.scratch / "forks.err")
-        return self._forks.ask(
-            path=str(path),
-            output=str(output_of(path)),
-            fault=fault,
-            kill_after=kill_after,
-            file_limit=file_limit,
-            clock=clock,
-            lost_link=lost_link,
-        )
+        with self.timed():
+            return self._forks.ask(
+                path=str(path),
+                output=str(output_of(path)),
+                fault=fault,
+                kill_after=kill_after,
+                file_limit=file_limit,
+                clock=clock,
+                lost_link=lost_link,
+            )
 
     def passed(self, path: Path) -> int:
         """Return how many points of the write protocol the last attempt passed that had a fault to wait for."""
@@ -178,7 +198,8 @@ class Harness:
             self._ranks.close()
             self._ranks = None
         self._ranks = self._ranks or Worker(["ranks"], 3, self.scratch / "ranks.err")
-        return self._ranks.ask(path=str(path), ranks=ranks)
+        with self.timed():
+            return self._ranks.ask(path=str(path), ranks=ranks)
 
     def _prepare_when_free(self, config: dict[str, Any], path: Path) -> None:
         """Prepare; the struck attempt may still be on its way out with the lock in its hand."""
@@ -195,6 +216,7 @@ class Harness:
         """Let one fault of a kind strike, resume, judge, and count."""
         rng = np.random.default_rng(seed)
         row = self.rows.setdefault(name, Row(name))
+        self._hung = row.hung
         try:
             struck = kind(self, rng)
             ranks = struck.ranks or int(rng.choice([1, 1, 2, 3]))
@@ -219,11 +241,12 @@ class Harness:
 
     def table(self) -> str:
         """Return the table of all faults so far."""
-        heads = ("fault", "injected", "recovered", "units lost", "units doubled", "wrong results")
-        rows = [(r.kind, r.injected, r.recovered, r.lost, r.doubled, r.wrong) for r in self.rows.values()]
-        total = ("total", *(sum(int(row[i]) for row in rows) for i in range(1, 6)))
+        hangs = f"hangs over {HANG:g} s"
+        heads = ("fault", "injected", "recovered", "units lost", "units doubled", "wrong results", hangs)
+        rows = [(r.kind, r.injected, r.recovered, r.lost, r.doubled, r.wrong, len(r.hung)) for r in self.rows.values()]
+        total = ("total", *(sum(int(row[i]) for row in rows) for i in range(1, len(heads))))
         lines = [heads, *rows, total]
-        widths = [max(len(str(line[i])) for line in lines) for i in range(6)]
+        widths = [max(len(str(line[i])) for line in lines) for i in range(len(heads))]
         text = [
             "| " + " | ".join(f"{v!s:{'<' if i == 0 else '>'}{widths[i]}}" for i, v in enumerate(line)) + " |"
             for line in lines
@@ -234,6 +257,10 @@ class Harness:
     def complaints(self) -> list[str]:
         """Return what went wrong, with seeds; empty if nothing did."""
         return [text for row in self.rows.values() for text in row.stuck]
+
+    def hangs(self) -> list[str]:
+        """Return what took long to end."""
+        return [f"{row.kind}: {seconds:.1f} s" for row in self.rows.values() for seconds in row.hung]
 
 
 @dataclass(frozen=True)
@@ -285,9 +312,11 @@ def result_files(path: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted((path / "results").glob("*")) if p.is_file()}
 
 
-def toy_config(*, units: int = 12, steps: int = 8, every: str | float = "2 steps", **options: Any) -> dict[str, Any]:
+def toy_config(
+    *, units: int = 12, steps: int = 8, every: str | float = "2 steps", of: str = "toyjob.ToyJob", **options: Any
+) -> dict[str, Any]:
     """Return the configuration of a small run with several segments and generations."""
-    job = {"_target_": "toyjob.ToyJob", "name": "toy", "units": units, "steps": steps, "seconds": 0.002}
+    job = {"_target_": of, "name": "toy", "units": units, "steps": steps, "seconds": 0.002}
     return {
         "job": {**job, **options},
         "cluster": {"ranks": 1, "threads_per_process": 1},
@@ -295,6 +324,16 @@ def toy_config(*, units: int = 12, steps: int = 8, every: str | float = "2 steps
         "engine": {"heartbeat": 0.1, "max_unit_deaths": 3},
         "seed": 5,
     }
+
+
+def tessera(*words: str | Path, codes: Iterable[int] = (0,), **environment: str) -> str:
+    """Run the command; fail unless it ends with one of some codes; return what it printed."""
+    command = [sys.executable, "-m", "hpc", *map(str, words)]
+    wide = {**child_environment(), "COLUMNS": "250", **environment}
+    done = subprocess.run(command, env=wide, capture_output=True, text=True, timeout=PATIENCE)
+    said = done.stdout + done.stderr
+    assert done.returncode in codes, f"tessera {' '.join(map(str, words))}: exit {done.returncode}: {said}"
+    return said
 
 
 def output_of(path: Path) -> Path:
@@ -307,58 +346,3 @@ def remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
     for file in path.parent.glob(f"{path.name}.*"):
         file.unlink()
-
-
-def child_environment() -> dict[str, str]:
-    """Return the environment in which the toy workload can be imported."""
-    folders = [str(CHECKOUT / "tests" / "hpc"), str(CHECKOUT), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(f for f in folders if f), "OPENBLAS_NUM_THREADS": "1"}
-
-
-class Worker:
-    """A process of ``attempts.py`` that answers one request at a time."""
-
-    def __init__(self, arguments: list[str], ranks: int, errors: Path) -> None:
-        command = [sys.executable, str(Path(__file__).with_name("attempts.py")), *arguments]
-        if ranks > 1:
-            command = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(ranks), *command]
-        self.count = 0
-        with errors.open("ab") as said:
-            self._process = subprocess.Popen(
-                command,
-                env=child_environment(),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=said,
-                start_new_session=True,
-            )
-
-    @property
-    def alive(self) -> bool:
-        """Whether it still answers."""
-        return self._process.poll() is None
-
-    def ask(self, **request: Any) -> int:
-        """Run one attempt; return its exit code, 1 if it took the worker along."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self.count += 1
-        self._process.stdin.write(json.dumps(request).encode() + b"\n")
-        self._process.stdin.flush()
-        ready, _, _ = select.select([self._process.stdout], [], [], PATIENCE)
-        if not ready:
-            self.close()
-            msg = f"no answer after {PATIENCE:g} s: {request}"
-            raise TimeoutError(msg)
-        line = self._process.stdout.readline()
-        return int(json.loads(line)["code"]) if line.startswith(b"{") else 1
-
-    def close(self) -> None:
-        """End it and everything it started."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, 9)
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with suppress(BrokenPipeError):
-                    stream.close()

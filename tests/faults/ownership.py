@@ -59,7 +59,7 @@ def zombie_owner(harness: Harness, rng: np.random.Generator) -> Struck:
             time.sleep(0.01)
         code = harness.resume(path, scenario.config, 1)
     finally:
-        process.wait(PATIENCE)
+        harness.end_of(process)
     return Struck(path, scenario, done=code == scenario.truth.code)
 
 
@@ -93,7 +93,7 @@ def other_container(harness: Harness, rng: np.random.Generator) -> Struck:
         time.sleep(float(rng.uniform(0, 0.3)))
     finally:
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait(PATIENCE)
+        harness.end_of(process)
     if (path / "lock").exists():
         os.utime(path / "lock", (time.time() - 1000, time.time() - 1000))
     return struck
@@ -150,7 +150,7 @@ def whole_deaths(harness: Harness, rng: np.random.Generator) -> Struck:
             time.sleep(float(rng.uniform(0, 0.2)))
             faults += kill(pids) > 0
         finally:
-            process.wait(PATIENCE)
+            harness.end_of(process)
         wait_until_free(path)
         (path / "progress.json").unlink(missing_ok=True)
         harness.prepare(scenario.config, path)

@@ -58,12 +58,13 @@ def hung_up(harness: Harness, rng: np.random.Generator) -> Struck:
     if how == 0:
         os.close(terminal)
     end = time.monotonic() + PATIENCE
-    while (code := process.poll()) is None:
-        assert time.monotonic() < end, "the command hangs without its terminal"
-        if how:
-            _read_for(terminal, 0.05)
-        else:
-            time.sleep(0.05)
+    with harness.timed():
+        while (code := process.poll()) is None:
+            assert time.monotonic() < end, "the command hangs without its terminal"
+            if how:
+                _read_for(terminal, 0.05)
+            else:
+                time.sleep(0.05)
     if how:
         os.close(terminal)
     done = told_truly(path, code, scenario.truth.code) or ended(path) == "done"
@@ -82,7 +83,8 @@ def nobody_reads(harness: Harness, rng: np.random.Generator) -> Struck:
         f'rm -f "{path}/logs/launch.log"; ln -s /dev/full "{path}/logs/launch.log"; "$@" >/dev/full',
     )
     line = ends[int(rng.integers(len(ends)))]
-    done = subprocess.run(["bash", "-c", line, "bash", *command(path)], env=child_environment(), timeout=PATIENCE)
+    with harness.timed():
+        done = subprocess.run(["bash", "-c", line, "bash", *command(path)], env=child_environment(), timeout=PATIENCE)
     assert done.returncode == scenario.truth.code, f"{line}: exit code {done.returncode}"
     return Struck(path, scenario, done=True)
 

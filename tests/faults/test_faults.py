@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from catalogue import Crew, ci_jobs
+from catalogue import Crew, ci_jobs, left_out
 from harness import Harness, judge
 
 from hpc.store.segments import Finished, write_segment
@@ -30,7 +30,7 @@ def harness(tmp_path):
 def test_every_fault_is_survived(capsys):
     crew = Crew(ci_jobs(seed=3)).work(3)  # a third one works while the others wait for a disk or for ranks to end
     with capsys.disabled():
-        print(f"\n{crew.table()}")
+        print(f"\n{crew.table()}\nleft out on this machine: {'; '.join(left_out()) or 'nothing'}")
     assert not crew.complaints(), "\n\n".join(crew.complaints())
     rows = crew.rows.values()
     assert sum(r.injected for r in rows) >= 500

@@ -8,13 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-from harness import PATIENCE, Harness, Struck, child_environment, output_of
+from harness import PATIENCE, Harness, Struck, child_environment, output_of, tessera
 
 from hpc.errors import LockedError
 from hpc.store.lock import living_owner
@@ -84,7 +85,7 @@ def ranks_killed(how_many: int):
         pids = rank_pids(path)
         time.sleep(float(rng.uniform(0, 0.8)))
         struck = kill(pids if how_many == 0 else [pids[rng.integers(3)]])
-        process.wait(PATIENCE)
+        harness.end_of(process)
         wait_until_free(path)
         return Struck(path, scenario, faults=int(struck > 0))
 
@@ -99,7 +100,7 @@ def launcher_killed(harness: Harness, rng: np.random.Generator) -> Struck:
     time.sleep(float(rng.uniform(0.05, 2.0)))
     struck = process.poll() is None
     process.kill()
-    process.wait(PATIENCE)
+    harness.end_of(process)
     wait_until_free(path)
     return Struck(path, scenario, faults=int(struck))
 
@@ -112,7 +113,7 @@ def tessera_killed(harness: Harness, rng: np.random.Generator) -> Struck:
     time.sleep(float(rng.uniform(0.2, 2.5)))
     struck = process.poll() is None
     process.kill()
-    process.wait(PATIENCE)
+    harness.end_of(process)
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         wait_until_free(path)
@@ -133,7 +134,8 @@ def two_at_once(harness: Harness, rng: np.random.Generator) -> Struck:
     harness.prepare(scenario.config, path)
     command = [sys.executable, "-m", "hpc.rank", str(path)]
     pair = [subprocess.Popen(command, env=child_environment(), stderr=subprocess.PIPE) for _ in range(2)]
-    said = [process.communicate(timeout=PATIENCE)[1].decode() for process in pair]
+    with harness.timed():
+        said = [process.communicate(timeout=PATIENCE)[1].decode() for process in pair]
     codes = sorted(process.returncode for process in pair)
     assert codes == [0, 2], f"exit codes {codes}: {said}"
     winner, loser = sorted(pair, key=lambda process: process.returncode)
@@ -153,7 +155,7 @@ def directory_gone(harness: Harness, rng: np.random.Generator) -> Struck:
     if rng.random() < 0.5:
         shutil.rmtree(away)
     try:
-        process.wait(PATIENCE)
+        harness.end_of(process)
     finally:
         process.kill()
     if away.exists():
@@ -162,6 +164,24 @@ def directory_gone(harness: Harness, rng: np.random.Generator) -> Struck:
     else:
         shutil.rmtree(path, ignore_errors=True)
     return Struck(path, scenario)
+
+
+def moved(harness: Harness, rng: np.random.Generator) -> Struck:
+    """Kill a run and move it, at times to another file system: it goes on where it lies, and nothing stays behind."""
+    scenario = harness.scenario("slow", **SLOW)
+    old = harness.prepare(scenario.config)
+    code = harness.attempt(old, kill_after=float(rng.uniform(0.1, 1.0)))
+    place = Path(tempfile.mkdtemp(prefix="tessera-faults-")) if rng.random() < 0.5 else harness.new_path()
+    place.mkdir(exist_ok=True)
+    new = place / "moved run"
+    shutil.move(old, new)
+    with harness.timed():
+        tessera("resume", new, f"cluster.ranks={rng.integers(1, 4)}", codes=[scenario.truth.code])
+    assert not old.exists(), f"the moved run wrote to {old}"
+    path = harness.new_path()
+    shutil.move(new, path)
+    place.rmdir()
+    return Struck(path, scenario, faults=int(code == -9), done=True)
 
 
 @contextmanager
@@ -198,7 +218,7 @@ def full_disk(harness: Harness, rng: np.random.Generator) -> Struck:
         if relieved := rng.random() < 0.5:
             time.sleep(0.5)
             ballast.unlink()
-        code = process.wait(PATIENCE)
+        code = harness.end_of(process)
         ballast.unlink(missing_ok=True)
         said = output_of(disk).read_text() + (disk / "logs" / "launch.log").read_text()
         assert not relieved or code == 0, f"there was room again, but the run failed with {code}: {said}"
