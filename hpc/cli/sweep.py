@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from hpc.cli.compose import Composed, compose_run, expand, sweep_directory
-from hpc.errors import EXIT_COME_BACK, EXIT_DONE, TesseraError
+from hpc.errors import EXIT_DONE, TesseraError
 from hpc.identity import refuse_others
 from hpc.launch.outcome import resume_line
 from hpc.launch.start import start
-from hpc.launch.sweep import SEVERITY, common_cluster, submit_sweep, unfinished
+from hpc.launch.sweep import SEVERITY, common_cluster, in_turn, submit_sweep, unfinished
 from hpc.rundir import RunDir
 from hpc.settings import SlurmCluster
 from hpc.terminal import say
@@ -49,12 +49,14 @@ def sweep(overrides: Sequence[str], folders: Sequence[Path], base: Path) -> int:
     if isinstance(members[0].composed.settings.cluster, SlurmCluster):
         return _submit(members)
     _prepare(members)
-    codes: list[int] = []
-    for number, member in enumerate(members):
-        say(f"[{number + 1}/{len(members)}] {member.label}")
-        codes.append(_run(member))
-        if codes[-1] == EXIT_COME_BACK:
-            break
+
+    def one(numbered: tuple[int, Member]) -> int:
+        number, member = numbered
+        say(f"[{number}/{len(members)}] {member.label}")
+        settings = member.composed.settings
+        return start(settings.run.dir, settings.job["name"], settings.cluster)
+
+    codes = in_turn(enumerate(members, 1), one)
     _print_summary(members, codes)
     from hpc.report.gather import gather
 
@@ -135,15 +137,6 @@ def _composed(label: str, words: Sequence[str], folders: Sequence[Path], base: P
         raise type(error)(msg) from None
 
 
-def _run(member: Member) -> int:
-    settings = member.composed.settings
-    try:
-        return start(settings.run.dir, settings.job["name"], settings.cluster)
-    except TesseraError as error:
-        say(f"error: {error}")
-        return error.exit_code
-
-
 def _print_summary(members: Sequence[Member], codes: Sequence[int]) -> None:
     from rich.table import Table
     from rich.text import Text
@@ -161,6 +154,4 @@ def _print_summary(members: Sequence[Member], codes: Sequence[int]) -> None:
     directory = members[0].composed.settings.run.dir.parent
     say(f"runs     {directory}")
     if len(codes) < len(members):
-        say("the rest was not started; go on with:")
-        for member in members[len(codes) - 1 :]:
-            say(f"  {resume_line(member.composed.settings.run.dir)}")
+        say(f"the rest was not started; go on with:  {resume_line(directory)}")

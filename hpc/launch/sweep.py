@@ -6,23 +6,43 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
-from hpc.errors import EXIT_DONE, ConfigError
+from hpc.errors import EXIT_COME_BACK, EXIT_DONE, ConfigError, TesseraError
 from hpc.launch.already import adopt, refuse_if_unsure
+from hpc.launch.outcome import resume_line
 from hpc.launch.start import crew_text, start, told
 from hpc.options import plain
 from hpc.rundir import RunDir
 from hpc.settings import Settings, SlurmCluster
-from hpc.terminal import only_accompany, say
+from hpc.terminal import complain, only_accompany, say
 from hpc.watch.queued import read_statuses
 from hpc.watch.scheduler import LONG_PATIENCE, JobState, job_states
 from hpc.watch.status import LIVE, RunStatus
 from hpc.watch.submissions import forget_unanswered
 from hpc.watch.sweeps import read_sweep
 
+T = TypeVar("T")
+
 SEVERITY: Final = (0, 3, 75, 2, 1)
 """Exit codes from best to worst: the sweep's code is the worst of its members'."""
+
+
+def in_turn(items: Iterable[T], run: Callable[[T], int]) -> list[int]:
+    """Run one after another on this machine; return the exit codes.
+
+    One that fails does not stop the rest. One that was told to stop does: whoever presses Ctrl-C means all of it.
+    """
+    codes = []
+    for item in items:
+        try:
+            codes.append(run(item))
+        except TesseraError as error:
+            complain(f"error: {error}")
+            codes.append(error.exit_code)
+        if codes[-1] == EXIT_COME_BACK:
+            break
+    return codes
 
 
 def submit_sweep(directory: Path, members: Mapping[Path, Settings]) -> int:
@@ -109,7 +129,9 @@ def resume_sweep(
             forget_quarantine(RunDir(run))
     if in_slurm:
         return submit_sweep(directory, runs)
-    codes = [start(run, settings.job["name"], settings.cluster) for run, settings in runs.items()]
+    codes = in_turn(runs, lambda run: start(run, runs[run].job["name"], runs[run].cluster))
+    if len(codes) < len(runs):
+        say(f"the rest was not started; go on with:  {resume_line(directory)}")
     return max(codes, key=SEVERITY.index)
 
 

@@ -250,5 +250,17 @@ def test_a_stopped_sweep_says_how_to_go_on(tessera):
     process.send_signal(signal.SIGINT)
     code, output = ended(process)
     assert code == 75, output
-    assert [f"tessera resume {tessera.folder / str(n)}" in output for n in (0, 1)] == [True, True]
-    assert "not started" in output
+    assert f"the rest was not started; go on with:  tessera resume {tessera.folder}\n" in output
+    for words in ([tessera.folder], [tessera.folder / "1", tessera.folder / "0"]):  # as a sweep, and run by run
+        tessera.run = tessera.folder / ("0" if len(words) == 1 else "1")
+        begun = tessera.progress().get("attempt", 0)
+        process = tessera.start("resume", *map(str, words))
+        end = time.monotonic() + 30
+        while not ((now := tessera.progress()).get("attempt", 0) > begun and now["stages"][0]["done"]):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        code, output = ended(process)
+        assert code == 75, output
+        assert output.count("stopped and saved") == 1
+        assert "not started" in output or "0: not begun" in output
