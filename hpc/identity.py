@@ -22,6 +22,7 @@ from hpc.ranks import Ranks, SerialRanks
 from hpc.rundir import RunDir
 from hpc.settings import Settings, SlurmCluster
 from hpc.store.patience import Reading, at_once
+from hpc.store.reading import any_stored
 from hpc.store.records import read_record, write_record
 
 if TYPE_CHECKING:
@@ -95,9 +96,9 @@ def refuse_others(run: RunDir, settings: Settings) -> None:
     """
     try:
         before = read_identity(run)
+        if before is None or not has_results(run):
+            return
     except (CorruptFileError, OSError):  # the ranks wait, and say so
-        return
-    if before is None or not has_results(run):
         return
     try:
         job = load_job(settings.job)
@@ -115,8 +116,14 @@ def refuse_others(run: RunDir, settings: Settings) -> None:
 
 
 def has_results(run: RunDir) -> bool:
-    """Say whether anything is stored that came of the run's inputs and code."""
-    return any(next((run.path / "checkpoints").glob(f"*/{name}"), None) for name in _STORED)
+    """Say whether anything is stored that came of the run's inputs and code.
+
+    Raises
+    ------
+    OSError
+        If this cannot be told now.
+    """
+    return any_stored(run.path / "checkpoints", _STORED)
 
 
 def establish(job: Job, life: Life) -> None:
@@ -204,7 +211,7 @@ def _before(life: Life) -> Identity | None:
 def _accepted(life: Life, before: Identity | None, now: Identity, apart: Sequence[str]) -> Identity:
     """Compare, refuse or say, and record; rank 0."""
     notes = [f"works with different code on different nodes:{_lines(apart)}"] if apart else []
-    if not has_results(life.run):
+    if not life.read(lambda: has_results(life.run)):
         for note in notes:
             life.warn(note)
         return _record(life, replace(now, others=tuple(map(_dated, notes))))
@@ -263,9 +270,12 @@ def _find(job: Job, known: Inputs | None, life: Life) -> Inputs | None:
     error = None
     if ranks.rank == 0:
         try:
-            paths = expanded(job.inputs())
+            read = life.read if known is not None else at_once
+            paths = read(lambda: expanded(job.inputs()))
         except TesseraError as failure:
             error = failure
+        except OSError as failure:
+            error = InputError(f"{failure.filename}: an input of this run cannot be read ({failure.strerror})")
     _raise_together(ranks, error)
     paths, known = ranks.bcast((paths, known))
     return _look_together(paths, known, ranks, life.read)

@@ -138,16 +138,27 @@ class Differences:
 
 
 def expanded(paths: Iterable[Path]) -> list[str]:
-    """Return the files that a job named, sorted, each once; a folder stands for every file below it not hidden."""
+    """Return the files that a job named, sorted, each once; a folder stands for every file below it not hidden.
+
+    Raises
+    ------
+    OSError
+        If a folder cannot be read now: it may hold what it held.
+    """
     found: set[str] = set()
     for path in paths:
         if path.is_dir():
-            for folder, below, names in os.walk(path.absolute()):
+            for folder, below, names in os.walk(path.absolute(), onerror=_raise):
                 below[:] = [name for name in below if not name.startswith(".")]
                 found.update(f"{folder}/{name}" for name in names if not name.startswith("."))
         else:
             found.add(str(path.absolute()))
     return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    if not is_absent(error):
+        raise error
 
 
 def _folder_of(path: str) -> str:

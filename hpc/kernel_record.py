@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from hpc.errors import CorruptFileError, OtherKernelsError
 from hpc.kernels import Kernels, Recorded
+from hpc.store.reading import any_stored
 from hpc.store.records import read_record, write_record
 
 NAME: Final = "kernels.json"
@@ -136,7 +137,7 @@ def note_attempt(run: Path, attempt: int, kernels: Kernels, ranks: Sequence[Foun
     others = [a for a in record["attempts"] if a["attempt"] != attempt]
     earlier = next((a["differs"] for a in record["attempts"] if a["attempt"] == attempt), list[str]())
     differs = [*earlier, *_apart(ranks), *_unlike_first(record, ranks)]
-    if before is None and attempt > 1 and _has_saved(run):
+    if before is None and attempt > 1 and any_stored(run / "checkpoints", _SAVED):
         differs.append(f"with which kernels earlier attempts ran is not known: {NAME} {unknown or 'is missing'}")
     differs = list(dict.fromkeys([*differs, *(text for found in ranks for text in found.wrong)]))
     if differs and refuse:
@@ -221,10 +222,6 @@ def _set_aside(run: Path) -> str:
         (run / NAME).replace(run / _DAMAGED)
         return f"was damaged and set aside as {_DAMAGED}"
     return ""
-
-
-def _has_saved(run: Path) -> bool:
-    return any(next((run / "checkpoints").glob(f"*/{kind}"), None) for kind in _SAVED)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -178,7 +178,8 @@ class RunLock:
         self.released = True
         owner = read_owner(self.path)
         if owner is not None and owner.get("token") == self._owner["token"]:
-            self.path.unlink(missing_ok=True)
+            with suppress(OSError):  # left behind it is that of a dead process: no reason for a run to fail at its end
+                self.path.unlink()
 
 
 def take_patiently(path: Path, say: Callable[[str], None], stopping: Callable[[], bool] = lambda: False) -> RunLock:

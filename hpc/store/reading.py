@@ -6,6 +6,7 @@ Neither says that the file is damaged. Only its content can: a checksum, a diges
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
@@ -62,3 +63,8 @@ def names_in(directory: Path, pattern: str = "*") -> list[str]:
         if is_absent(error):
             return []
         raise
+
+
+def any_stored(checkpoints: Path, patterns: Sequence[str]) -> bool:
+    """Say whether any stage's folder has a name that matches one of some patterns; see `names_in` for errors."""
+    return any(names_in(checkpoints / stage, pattern) for stage in names_in(checkpoints) for pattern in patterns)

@@ -10,6 +10,7 @@ import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -17,12 +18,14 @@ from conftest import rank_command, rank_environment, start_toy
 
 from hpc.cli.main import main
 from hpc.errors import UnreadableError
+from hpc.identity import has_results
+from hpc.inputs import expanded
 from hpc.rundir import RunDir
 from hpc.store import patience
 from hpc.store.atomic import read_hdf5, write_hdf5
 from hpc.store.generations import load_newest, save_generation
 from hpc.store.patience import read_patiently
-from hpc.store.reading import names_in
+from hpc.store.reading import any_stored, names_in
 from hpc.store.records import read_keyed, read_record
 from hpc.store.segments import segment_names
 from hpc.store.verify import verify_run
@@ -172,6 +175,34 @@ def test_only_a_folder_that_is_not_there_is_empty(tmp_path):
     folder.mkdir()
     (folder / "seg-1.h5").touch()
     assert segment_names(folder) == ["seg-1.h5"]
+
+
+@pytest.fixture
+def locked_folder():
+    """A folder with a stage below it that this process may not look into: the kernel's EACCES, for root as well."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "checkpoints" / "fit").mkdir(parents=True)
+        (folder / "checkpoints" / "fit" / "seg-1.h5").touch()
+        (folder / "checkpoints").chmod(0)
+        user = os.geteuid()
+        os.seteuid(65534 if user == 0 else user)
+        try:
+            yield folder
+        finally:
+            os.seteuid(user)
+            (folder / "checkpoints").chmod(0o755)
+
+
+def test_a_folder_that_may_not_be_looked_into_is_not_taken_for_empty(locked_folder):
+    for ask in (
+        lambda: has_results(RunDir(locked_folder)),
+        lambda: any_stored(locked_folder / "checkpoints", ("seg-*",)),
+        lambda: expanded([locked_folder]),
+    ):
+        with pytest.raises(PermissionError):
+            ask()
 
 
 def test_a_read_that_fails_inside_hdf5_is_a_refusal(tmp_path):
