@@ -9,19 +9,32 @@ from typing import Final
 
 from hpc.errors import EXIT_DONE, EXIT_QUARANTINED, LockedError, RunDirError
 from hpc.launch.outcome import resume_line
+from hpc.store.patience import unreadable
+from hpc.store.sealing import harms
 from hpc.terminal import say
 from hpc.watch.scheduler import LONG_PATIENCE, job_states, submitted_from
 from hpc.watch.status import RunStatus, read_status
 from hpc.watch.submissions import Submission, damage, forget_unanswered, last_submission, record_submission
+
+FINISHED: Final = ("done", "quarantined")
+"""States of runs that have nothing left to compute."""
 
 ASSURE: Final = "--job-has-ended"
 """Flag of `tessera resume` for who knows what SLURM does not say."""
 
 
 def nothing_to_do(run: Path) -> int | None:
-    """Say so if a run is finished and its results lie there; return its exit code, None if there is work left."""
+    """Say so if a run is finished and its results are as it wrote them; return its exit code, None if there is work.
+
+    Raises
+    ------
+    hpc.errors.UnreadableError
+        If its results cannot be read now.
+    """
     status = read_status(run)
-    if status.state == "done" and any((run / "results").glob("*")):
+    if status.state in FINISHED and harmed(run):
+        return None
+    if status.state == "done" and any((run / "results").glob("*")):  # runs of earlier versions have no seals
         say(f"{run}: done already, nothing is submitted; the results are in {run / 'results'}")
         return EXIT_DONE
     if status.state == "quarantined":
@@ -32,6 +45,25 @@ def nothing_to_do(run: Path) -> int | None:
         )
         return EXIT_QUARANTINED
     return None
+
+
+def harmed(run: Path) -> bool:
+    """Say whether a finished run has to make results again, after saying which.
+
+    Raises
+    ------
+    hpc.errors.UnreadableError
+        If its results cannot be read now.
+    """
+    try:
+        found = harms(run)
+    except OSError as error:
+        raise unreadable(error) from error
+    if found:
+        name, wrong = next(iter(found.items()))
+        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+        say(f"{run}: results/{name} {wrong}{more}; they are made again from what is saved")
+    return bool(found)
 
 
 def refuse_if_submitted(run: Path, *, job_has_ended: bool = False) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from hpc.errors import EXIT_COME_BACK, EXIT_DONE, ConfigError, TesseraError
-from hpc.launch.already import adopt, refuse_if_unsure
+from hpc.launch.already import FINISHED, adopt, harmed, refuse_if_unsure
 from hpc.launch.outcome import resume_line
 from hpc.launch.start import crew_text, start, told
 from hpc.options import plain
@@ -152,7 +152,11 @@ def unfinished(
     else:
         adopt(*runs.values())
     statuses = dict(zip(names, read_statuses(list(runs.values()), _patient), strict=True))
-    todo = [name for name, status in statuses.items() if _unfinished(status, retry_failed=retry_failed)]
+    todo = [
+        name
+        for name, status in statuses.items()
+        if _unfinished(status, retry_failed=retry_failed) or (status.state in FINISHED and harmed(runs[name]))
+    ]
     say(_tally(statuses, todo))
     if not job_has_ended:
         refuse_if_unsure(statuses[name] for name in todo)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from hpc.errors import CorruptFileError
 from hpc.store.newfile import is_temporary
-from hpc.store.reading import is_refusal
+from hpc.store.reading import is_refusal, names_in
 from hpc.store.records import read_record
 
 COMPLETE: Final = "complete.json"
@@ -103,6 +104,29 @@ def in_force(seals: Mapping[str, Seals]) -> list[SealedFile]:
     """Return every file with the seal of the last stage that wrote it; the stages are in their order."""
     last = {name: SealedFile(stage, name, seal) for stage, files in seals.items() for name, seal in files.items()}
     return [last[name] for name in sorted(last)]
+
+
+def sealed_files(folders: Iterable[Path]) -> list[SealedFile]:
+    """Return the files in force of some stages' folders, whose records give the order; damaged ones are left out."""
+    records: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        with suppress(OSError, CorruptFileError):
+            records[folder.name] = read_complete(folder) or {}
+    order = sorted(records, key=lambda name: records[name].get("index", 0))
+    return in_force({name: records[name].get("results", {}) for name in order})
+
+
+def harms(run: Path) -> dict[str, str]:
+    """Return what is wrong with the results of a run, by their path below ``results/``; nothing if all are as sealed.
+
+    Raises
+    ------
+    OSError
+        If a result cannot be read now.
+    """
+    checkpoints = run / "checkpoints"
+    files = sealed_files(checkpoints / name for name in names_in(checkpoints))
+    return {file.name: wrong for file in files if (wrong := harm(run / "results", file))}
 
 
 def harm(results: Path, file: SealedFile) -> str:

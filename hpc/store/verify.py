@@ -7,7 +7,6 @@ system does not give out now is called so; nothing is said of its content.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -25,7 +24,7 @@ from hpc.store.lock import is_held, read_owner
 from hpc.store.newfile import temporaries
 from hpc.store.reading import content_of, is_refusal, names_in
 from hpc.store.records import read_keyed, read_record
-from hpc.store.sealing import COMPLETE, harm, in_force, read_complete
+from hpc.store.sealing import COMPLETE, harm, read_complete, sealed_files
 from hpc.store.segments import list_segment, read_whole
 from hpc.watch.events import scan_events
 
@@ -99,13 +98,7 @@ def _expected_hash(run: RunDir) -> str:
 
 def _results(run: RunDir, folders: Sequence[Path], *, working: bool) -> Iterator[Verdict]:
     """Compare the results with the seals of the stages that wrote them."""
-    records: dict[str, dict[str, Any]] = {}
-    for folder in folders:
-        with suppress(OSError, CorruptFileError):  # said of the stage
-            records[folder.name] = read_complete(folder) or {}
-    folders = [folder for folder in folders if folder.name in records]
-    order = sorted(folders, key=lambda folder: int(records[folder.name].get("index", 0)))
-    for file in in_force({folder.name: records[folder.name].get("results", {}) for folder in order}):
+    for file in sealed_files(folders):
         try:
             wrong = harm(run.results, file)
         except OSError as error:

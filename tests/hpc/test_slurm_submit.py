@@ -19,6 +19,8 @@ from hpc.errors import LaunchError, LockedError
 from hpc.launch.already import refuse_if_submitted
 from hpc.launch.slurm import explain_refusal, require_acceptable
 from hpc.settings import SlurmCluster
+from hpc.store.records import write_record
+from hpc.store.sealing import seal_results
 from hpc.watch.submissions import submissions
 
 HERE = Path(__file__).parent
@@ -414,6 +416,32 @@ def test_a_run_that_is_done_is_not_queued_again(slurm, tmp_path, capsys):
     (tmp_path / "r/results/squares.txt").unlink()  # the ranks make it again from the segments
     assert main(["resume", "r"]) == 0
     assert accepted(slurm) == 2
+
+
+@pytest.mark.parametrize("state", ["done", "quarantined"])
+def test_a_finished_run_whose_results_are_not_what_it_wrote_is_queued_again(slurm, tmp_path, capsys, state):
+    """One file of several, in a run and in a member of a sweep."""
+    assert main([*TOY, "run.dir=r"]) == 0
+    assert main([*TOY, "-m", "seed=1,2", "run.sweep_dir=s"]) == 0
+    for run in (tmp_path / "r", tmp_path / "s/0", tmp_path / "s/1"):
+        progress(run, state)
+        for name in ("squares.txt", "walk.txt"):
+            (run / "results" / name).write_text(f"{name}\n")
+        (run / "checkpoints" / "squares").mkdir()
+        seals = seal_results(run / "results", [])
+        write_record(run / "checkpoints" / "squares" / "complete.json", {"units": 1, "index": 0, "results": seals})
+    ended = 0 if state == "done" else 3
+    assert (main(["resume", "r"]), main(["resume", "s"])) == (ended, 0)
+    assert accepted(slurm) == 2
+    capsys.readouterr()
+    for run in (tmp_path / "r", tmp_path / "s/1"):
+        (run / "results" / "walk.txt").write_text("")
+    for words in (["resume", "r"], [*TOY, "run.dir=r"], ["resume", "s"]):
+        write(slurm, "squeue", queue(*(job(str(n), "FAILED") for n in range(101, 109))))
+        assert main(words) == 0
+        assert "results/walk.txt is empty; they are made again" in capsys.readouterr().out
+    assert accepted(slurm) == 5
+    assert [len(submissions(tmp_path / "s" / n)) for n in "01"] == [1, 2]
 
 
 def test_several_runs_go_on_past_one_that_cannot(slurm, tmp_path, capsys):
