@@ -47,6 +47,9 @@ ENDED: Final = frozenset(
 
 _WAITING: Final = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING"})
 _NAME: Final = re.compile(r"[0-9]+(?:_[0-9]+)?")
+_ROW: Final = re.compile(r"[0-9]+(?:[_+][^ ]*)? [A-Z_]+")
+"""How a row of squeue's table begins: job and state. What a wrapper of the site may say instead is no answer."""
+
 _SQUEUES_SHARE: Final = 0.7
 """Part of the patience that squeue may use up, so that the accounts can be asked as well."""
 
@@ -166,8 +169,7 @@ def submitted_from(folder: str, patience: float = LONG_PATIENCE) -> tuple[str, s
         if it answered.
     """
     interview = _Interview(patience)
-    rows = interview.ask([*_squeue_command(), "-u", str(os.getuid())])
-    states = _queue_rows(rows) if rows is not None else {}
+    states = _queue(interview, ["-u", str(os.getuid())]) or {}
     jobs = [name.partition("_")[0] for name, state in states.items() if lies_in(state.command, folder)]
     return max(jobs, key=int, default=""), interview.trouble
 
@@ -231,10 +233,9 @@ def _environment() -> dict[str, str]:
 
 
 def _states(wanted: list[str], interview: _Interview) -> dict[str, JobState]:
-    text = interview.ask([*_squeue_command(), "-j", _numbers(wanted)], ignore="Invalid job id", share=_SQUEUES_SHARE)
-    answered, silence = text is not None, interview.trouble
-    queue = _queue_rows(text or b"")
-    found = {job: queue[job] for job in wanted if job in queue}
+    queue = _queue(interview, ["-j", _numbers(wanted)], share=_SQUEUES_SHARE)
+    answered, silence = queue is not None, interview.trouble
+    found = {job: queue[job] for job in wanted if job in queue} if queue is not None else {}
     for source in (_sacct, _completed):
         missing = [job for job in wanted if job not in found]
         if not missing:
@@ -247,26 +248,32 @@ def _states(wanted: list[str], interview: _Interview) -> dict[str, JobState]:
     return {job: found.get(job, absent) for job in wanted}
 
 
-def _squeue_command() -> list[str]:
+def _queue(interview: _Interview, which: Sequence[str], share: float = 1.0) -> dict[str, JobState] | None:
+    """Return what squeue tells of some jobs; None if it does not answer, or says anything but rows of its table."""
     layout = ",".join(f"{name}:{width}" for name, width in _COLUMNS)
-    return ["squeue", "-h", "-r", "-t", "all", "-O", layout]
-
-
-def _queue_rows(text: bytes) -> dict[str, JobState]:
-    """Return the jobs of squeue's table, whose columns are cut by bytes."""
+    command = ["squeue", "-h", "-r", "-t", "all", "-O", layout, *which]
+    text = interview.ask(command, ignore="Invalid job id", share=share)
+    if text is None:
+        return None
     rows = {}
-    for line in text.splitlines():
-        values, begin = [], 0
-        for _, width in _COLUMNS:
-            values.append(line[begin : begin + width].decode(errors="replace").strip())
-            begin += width
-        name, state, restarts, code, start, nodes, reason, command = values
-        if state:
-            count = int(restarts) if restarts.isdigit() else 0
-            rows[name] = JobState(
-                state, _known(reason), _exit_code(code), count, _known(nodes), _known(start), _known(command)
-            )
+    for line in filter(bytes.strip, text.splitlines()):
+        name, job = _row(line)
+        if not _ROW.fullmatch(f"{name} {job.state}"):
+            interview.trouble = f"squeue said: {line[:100].decode(errors='replace').strip()}"
+            return None
+        rows[name] = job
     return rows
+
+
+def _row(line: bytes) -> tuple[str, JobState]:
+    """Return the job of a line of squeue's table, whose columns are cut by bytes."""
+    values, begin = [], 0
+    for _, width in _COLUMNS:
+        values.append(line[begin : begin + width].decode(errors="replace").strip())
+        begin += width
+    name, state, restarts, code, start, nodes, reason, command = values
+    count = int(restarts) if restarts.isdigit() else 0
+    return name, JobState(state, _known(reason), _exit_code(code), count, _known(nodes), _known(start), _known(command))
 
 
 def _exit_code(word: str) -> str:

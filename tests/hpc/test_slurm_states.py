@@ -14,12 +14,12 @@ import pytest
 from rich.console import Console
 from slurm_queue import job, queue
 
-from hpc.launch import comeback
+from hpc.launch import comeback, node
 from hpc.launch.comeback import decide
 from hpc.watch import queued, scheduler
 from hpc.watch.pending import remedy
 from hpc.watch.queued import read_statuses
-from hpc.watch.scheduler import JobState, Polled, efficiency, job_states
+from hpc.watch.scheduler import JobState, Polled, efficiency, job_states, submitted_from
 from hpc.watch.screen import listing, screen
 from hpc.watch.status import RunStatus
 from hpc.watch.submissions import last_submission, record_submission, submissions
@@ -81,6 +81,31 @@ def test_the_accounts_are_asked_about_what_the_controller_forgot(commands):
     found = job_states(["13", "14"])
     assert found["13"] == JobState("CANCELLED", exit_code="0:15", final=True)
     assert found["14"].state == "GONE", "the controller does not know it: the accounts have missed its end"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "echo 'too many requests: please wait a minute'",
+        "printf '\\377\\000\\001'",
+        "printf '%s\\n' JOBID",
+        f"{queue(job('13', 'RUNNING'))}; echo 'this list is ten minutes old'",
+        queue(job("13", "")),
+    ],
+)
+def test_what_is_no_table_is_no_answer(commands, answer):
+    commands("squeue", answer)
+    commands("sacct", "")
+    found = job_states(["12", "13"])
+    assert {job.state for job in found.values()} == {"UNKNOWN"}
+    assert found["12"].reason.startswith("squeue said: ")
+    assert submitted_from("/r/slurm/1")[1].startswith("squeue said: ")
+
+
+def test_jobs_in_parts_and_empty_lines_are_rows(commands):
+    commands("squeue", f"{queue(job('11+1', 'RUNNING'), job('12', 'COMPLETING'))}; echo")
+    commands("sacct", "")
+    assert [job.state for job in job_states(["12", "13"]).values()] == ["COMPLETING", "GONE"]
 
 
 @pytest.mark.parametrize("silence", ["echo 'Unable to contact slurm controller' >&2; exit 1", "exec sleep 20"])
@@ -336,7 +361,7 @@ def submitted(tmp_path, monkeypatch):
         run.mkdir()
         (run / "config.yaml").write_text("job: {name: toy}\ncluster: {max_requeues: 2}\n")
         (run / "progress.json").write_text(json.dumps(progress("stopped", "requeue" if name == "b" else "stop")))
-    (tmp_path / comeback.RUNS_FILE).write_text(f"{tmp_path / 'a'}\n{tmp_path / 'b'}\n")
+    (tmp_path / node.RUNS_FILE).write_text(f"{tmp_path / 'a'}\n{tmp_path / 'b'}\n")
     for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_JOB_ID", "40")
