@@ -25,13 +25,11 @@ from typing import Any, Final
 
 from hpc import leftovers
 from hpc.errors import EXIT_COME_BACK, EXIT_TOLD_TO_STOP
+from hpc.launch.node import job_name, run_of
 from hpc.rundir import RunDir
 from hpc.terminal import guard_output, say
 from hpc.watch.events import Events, last_events
 from hpc.whereabouts import this_stay
-
-RUNS_FILE: Final = "runs.txt"
-"""In a submission's folder: the run directory of each array index, one per line."""
 
 _KILLED: Final = 128
 """Exit codes above are signals; so srun and shells have it."""
@@ -180,10 +178,8 @@ def _unstarted(events: Path) -> int:
 
 def _run(where: Path) -> RunDir:
     """Return the run itself, or that of this member of a submission."""
-    if not (where / RUNS_FILE).exists():
-        return RunDir.open(where)
-    runs = (where / RUNS_FILE).read_text(encoding="utf-8").splitlines()
-    return RunDir(Path(runs[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]))
+    run = run_of(where)
+    return RunDir.open(where) if run is None else RunDir(run)
 
 
 def _leave_word(run: RunDir, reason: str) -> None:
@@ -204,10 +200,8 @@ def _shown_job() -> str:
 
 def _requeue() -> str | None:
     """Ask SLURM to queue this job again; return what went wrong."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
     try:
-        done = _scontrol("requeue", job)
+        done = _scontrol("requeue", job_name())
     except (OSError, subprocess.SubprocessError) as error:
         return str(error)
     return (done.stderr or done.stdout).strip() if done.returncode else None

@@ -2,6 +2,9 @@
 
 What submitit carries is a pickle, and whoever can replace it runs code in the name of whose job it is. So the folder
 must be as the submission made it, its owner's alone, before anything in it is read.
+
+A job may be taken although sbatch did not say so. If another one was submitted in its place, it ends at once; if not,
+it does its work, for which the list of runs is enough: the pickle gets its name from the answer that was lost.
 """
 
 from __future__ import annotations
@@ -14,7 +17,12 @@ from pathlib import Path
 from typing import Final
 
 from hpc.errors import EXIT_BAD_INPUT, LaunchError
+from hpc.launch.payload import Payload
 from hpc.terminal import complain
+from hpc.watch.submissions import submissions
+
+RUNS_FILE: Final = "runs.txt"
+"""In a submission's folder: the run directory of each array index, one per line."""
 
 PRIVATE: Final = 0o700
 """Mode of a submission's folder."""
@@ -54,8 +62,39 @@ def main(arguments: list[str]) -> None:
     except LaunchError as error:
         complain(f"tessera: {error}")
         sys.exit(EXIT_BAD_INPUT)
+    folder = Path(f"/proc/self/fd/{descriptor}")
+    run = run_of(folder)
+    if run is not None:
+        if other := _in_its_place(run, Path(arguments[0])):
+            complain(f"tessera: job {other} was submitted in the place of this one, of which sbatch had said nothing")
+            sys.exit(EXIT_BAD_INPUT)
+        if not (folder / f"{job_name()}_submitted.pkl").exists():
+            Payload(str(run))()
     process_job = _process_job()
-    process_job(Path(f"/proc/self/fd/{descriptor}"))
+    process_job(folder)
+
+
+def run_of(folder: Path) -> Path | None:
+    """Return the run that this job, or this member of an array, was submitted for; None if it is not listed."""
+    try:
+        runs = (folder / RUNS_FILE).read_text(encoding="utf-8").splitlines()
+        return Path(runs[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def job_name() -> str:
+    """Return the name of this job, ``12`` or ``12_3``."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
+
+
+def _in_its_place(run: Path, folder: Path) -> str:
+    """Return the newest job of a run if this submission is in its record no more."""
+    known = submissions(run)
+    if not known or any(Path(submission.script).parent == folder for submission in known):
+        return ""
+    return known[-1].slurm_id
 
 
 def _process_job() -> Callable[[Path], None]:

@@ -18,10 +18,9 @@ from typing import Any, Final
 
 from hpc.errors import ConfigError, LaunchError
 from hpc.launch.already import take_over
-from hpc.launch.comeback import RUNS_FILE
 from hpc.launch.defaults import with_users_defaults
 from hpc.launch.environment import find_mpiexec, without_outer_job
-from hpc.launch.node import PRIVATE, open_private
+from hpc.launch.node import PRIVATE, RUNS_FILE, open_private
 from hpc.launch.outofservice import only_out_of_service
 from hpc.launch.payload import Payload
 from hpc.launch.script import Batch, node_command, parameters, rank_python, script_text
@@ -47,6 +46,9 @@ _LOOKS: Final = (0.0, 2.0, 5.0)
 
 _NO_ANSWER: Final = ("timed out", "send/recv", "zero bytes", "communication connection failure", "unexpected message")
 """Words of an sbatch that has sent the job but did not hear what became of it."""
+
+_NO_NUMBER: Final = re.compile(r'could not make sense of sbatch output "(.*)"\n', re.IGNORECASE | re.DOTALL)
+"""How submitit says that sbatch ended well and named no job: a wrapper of the site may keep the number to itself."""
 
 _REMEDIES: Final = (
     ("invalid partition", "cluster.partition: choose one of {partitions}"),
@@ -283,7 +285,7 @@ def _after_no_answer(runs: Sequence[Path], own: Path, error: Exception) -> list[
 
 def _may_be_queued(said: str) -> bool:
     """Say whether sbatch's words leave open that the controller has taken the job."""
-    return not said.strip() or any(sign in said.lower() for sign in _NO_ANSWER)
+    return not said.strip() or bool(_NO_NUMBER.search(said)) or any(sign in said.lower() for sign in _NO_ANSWER)
 
 
 @contextmanager
@@ -363,6 +365,8 @@ def explain_refusal(said: str) -> str:
 
 
 def _quoted(said: str) -> str:
+    if without := _NO_NUMBER.search(said):
+        said = without[1]
     lines = [re.sub(r"^(sbatch: )?(error: )?", "", line) for line in said.splitlines()]
     return "; ".join(dict.fromkeys(line for line in lines if line))
 

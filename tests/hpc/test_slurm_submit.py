@@ -365,6 +365,35 @@ def test_a_job_that_never_came_is_submitted_again(slurm, tmp_path, capsys, monke
     assert [s.slurm_id for s in submissions(tmp_path / "r")] == ["102"]
 
 
+@pytest.mark.parametrize("said", ["", "88", "Welcome to the cluster"])
+def test_an_sbatch_that_names_no_number_may_have_taken_the_job(slurm, tmp_path, capsys, monkeypatch, said):
+    monkeypatch.setattr("hpc.launch.slurm._LOOKS", (0.0,))
+    write(slurm, "sbatch", f'[ "$1" = --test-only ] && exit 0; echo "$1" > {slurm}/took; echo "{said}"')
+    listed = queue(job("88", "PENDING", Command="SCRIPT"))
+    write(slurm, "squeue", f'took=$(cat {slurm}/took)\n{listed} | sed "s|SCRIPT|$took|"')
+    assert main([*TOY, "run.dir=r"]) == 0
+    shown = capsys.readouterr().out
+    assert f"sbatch said: {said or 'nothing'}; but SLURM has the job" in shown
+    assert [s.slurm_id for s in submissions(tmp_path / "r")] == ["88"]
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_job_that_came_without_a_word_works_unless_another_took_its_place(slurm, tmp_path, monkeypatch, replaced):
+    monkeypatch.setattr("hpc.launch.slurm._LOOKS", (0.0,))
+    write(slurm, "sbatch", LOST.format(folder=slurm).replace("echo '", f'cp "$1" {slurm}/script-$n; echo \''))
+    write(slurm, "squeue", "")
+    assert main([*TOY, "job.units=3", "run.dir=r"]) == 2
+    if replaced:
+        write(slurm, "sbatch", SBATCH.format(folder=slurm))
+        assert main(["resume", "r"]) == 0
+    done = on_the_node(slurm, tmp_path)
+    if replaced:
+        assert (done.returncode, (tmp_path / "r/progress.json").exists()) == (2, False)
+        assert "job 102 was submitted in the place of this one" in done.stderr
+    else:
+        assert (done.returncode, (tmp_path / "r/results/squares.txt").read_text().split()[0]) == (0, "3"), done.stderr
+
+
 def test_a_refusal_leaves_no_submission(slurm, tmp_path, capsys):
     write(
         slurm, "sbatch", '[ "$1" = --test-only ] && exit 0; echo "sbatch: error: Invalid qos specification" >&2; exit 1'
