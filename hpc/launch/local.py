@@ -70,7 +70,7 @@ def launch(run: Path, cluster: LocalCluster) -> int:
     log = run / "logs" / "launch.log"
     started = time.time()
     with interrupts() as asked:
-        with _keeping(log, through_pipe=crew.ranks > 1) as (output, log_start):
+        with _keeping(log) as (output, log_start):
             process = _started(command, crew, output)
             try:
                 asked.pass_on(lambda count: _stop(process, run, started, count))
@@ -111,7 +111,7 @@ def print_ending(ending: Ending) -> None:
 
 
 @contextmanager
-def _keeping(log: Path, *, through_pipe: bool) -> Iterator[tuple[int, int]]:
+def _keeping(log: Path) -> Iterator[tuple[int, int]]:
     """Yield a descriptor for the ranks' output, to be closed by whoever takes it, and the size of the log before."""
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -119,9 +119,6 @@ def _keeping(log: Path, *, through_pipe: bool) -> Iterator[tuple[int, int]]:
         size = os.fstat(file).st_size
     except OSError:  # no room for a log is no reason not to run
         yield os.open(os.devnull, os.O_WRONLY), 0
-        return
-    if not through_pipe:
-        yield file, size
         return
     os.close(file)
     source, sink = os.pipe()

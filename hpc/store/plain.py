@@ -62,6 +62,8 @@ def read_plain(path: Path, most: int = MOST) -> bytes:
 def read_end(path: Path, most: int, start: int = 0) -> bytes:
     """Return the last ``most`` bytes of a plain file that may be long, nothing of what lies before ``start``.
 
+    One that has become shorter than that was begun anew: all of it counts.
+
     Raises
     ------
     OSError
@@ -71,7 +73,8 @@ def read_end(path: Path, most: int, start: int = 0) -> bytes:
     try:
         found = os.fstat(descriptor)
         _refuse_others(found, path)
-        return os.pread(descriptor, most, max(min(start, found.st_size), found.st_size - most))
+        begin = start if start <= found.st_size else 0
+        return os.pread(descriptor, most, max(begin, found.st_size - most))
     finally:
         os.close(descriptor)
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+
+from hpc.launch import drain
 from hpc.launch.outcome import Ending, explain
 from hpc.rundir import RunDir
+from hpc.store.plain import read_end
 from hpc.store.verify import verify_run
 from hpc.watch import events
 from hpc.watch.events import Events, read_events
@@ -59,6 +65,43 @@ for k in range(3000):
     assert all(p.stat().st_size <= 10_000 for p in log.parent.iterdir())
     assert "pixel 2999 is hot" in log.read_text()
     assert logging.getLogger("noisy").handlers == []
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_ranks_print_is_bounded_and_keeps_the_newest(tmp_path, ranks):
+    """Standard output of a real run: each unit prints 6 MiB."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / "loud.py").write_text(
+        "import toyjob\n"
+        "class Loud(toyjob.Squares):\n"
+        "    def run(self, unit, ctx):\n"
+        "        print(f'begin {unit.key}', 'x' * (6 << 20), f'end {unit.key}', flush=True)\n"
+        "        return super().run(unit, ctx)\n"
+        "class LoudJob(toyjob.ToyJob):\n"
+        "    def stages(self):\n"
+        "        return [Loud(self.options)]\n"
+    )
+    (folder / "job").mkdir()
+    (folder / "job" / "loud.yaml").write_text("_target_: loud.LoudJob\nname: loud\nunits: 6\n")
+    path = os.pathsep.join([str(folder), str(Path(__file__).parent)])
+    run = RunDir(tmp_path / "run")
+    words = ["--config-dir", str(folder), "job=loud", f"cluster.ranks={ranks}", f"run.dir={run.path}"]
+    command = [sys.executable, "-m", "hpc", *words]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    sizes = {file.name: file.stat().st_size for file in run.logs.glob("launch.log*")}
+    assert sorted(sizes) == ["launch.log", "launch.log.1"]
+    assert sum(sizes.values()) < 2 * (drain.MOST + 65536)
+    assert "end u0000" in (run.logs / "launch.log").read_text()
+
+
+def test_the_end_of_a_log_that_was_begun_anew_is_all_of_it(tmp_path):
+    log = tmp_path / "launch.log"
+    log.write_text("begin\nMPI said why\n")
+    assert read_end(log, 1 << 16, 7 << 20) == log.read_bytes()
+    assert read_end(log, 1 << 16, 6) == b"MPI said why\n"
+    assert read_end(log, 4, 6) == b"why\n"
 
 
 def test_closing_words_read_the_end_of_a_large_log(tmp_path):
