@@ -52,6 +52,10 @@ _NO_NUMBER: Final = re.compile(r'could not make sense of sbatch output "(.*)"\n'
 
 _REMEDIES: Final = (
     ("invalid partition", "cluster.partition: choose one of {partitions}"),
+    ("partition not available", "cluster.partition: this one takes no jobs now; wait, or choose another (sinfo -s)"),
+    ("partition configuration", "cluster.partition: it gives no job so much; ask for less (scontrol show partition)"),
+    ("group not permitted", "cluster.partition: you may not use this one; choose another of {partitions}"),
+    ("access/permission", "cluster.partition, account, qos: you may not use one of them; ask the site"),
     ("invalid account", "cluster.account: give one of yours (sacctmgr show assoc user=$USER)"),
     ("invalid qos", "cluster.qos: give one you may use (sacctmgr show assoc user=$USER format=account,qos)"),
     ("invalid feature", "cluster.constraint: choose features that nodes have (sinfo -o '%N %f')"),
@@ -195,6 +199,9 @@ def dependency(cluster: SlurmCluster) -> str | None:
 
 def _jobs_of(path: Path) -> list[str]:
     """Return the jobs that work on a run, or on the members of a sweep; nothing of those that are done."""
+    if not is_sweep(path) and not os.path.lexists(path / "config.yaml"):
+        msg = f"cluster.after: no run and no sweep lies in {path}; give the directory of one, or the number of a job"
+        raise LaunchError(msg)
     runs = [path / member.run for member in read_sweep(path)] if is_sweep(path) else [path]
     waiting: list[Submission] = []
     for run, status in zip(runs, read_statuses(runs), strict=True):

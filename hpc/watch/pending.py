@@ -53,14 +53,20 @@ _LIMITS: Final = (
 """Which limit a reason that begins with QOS, Assoc or Max names, by a word in it."""
 
 
-def remedy(reason: str) -> str:
+def remedy(reason: str, job: str = "JOB") -> str:
     """Return what helps a job that waits for this reason, empty if nothing is known.
 
     Parameters
     ----------
     reason
         SLURM's word, possibly with details behind a comma.
+    job
+        Its name, for commands that can be typed as they stand.
     """
+    return _remedy(reason).replace("release JOB", f"release {job}")
+
+
+def _remedy(reason: str) -> str:
     word = reason.strip("() ").partition(",")[0].strip()
     if (known := dict(_REMEDIES).get(word)) is not None:
         return known

@@ -109,7 +109,7 @@ def _combined(status: RunStatus, name: str, job: JobState) -> RunStatus:
     status = replace(status, slurm_job=name, restarts=max(job.restarts, status.attempt - 1, 0))
     if job.waiting:
         when = f", expected to start {job.start.replace('T', ' ')}" if job.start else ""
-        advice = f"; {words}" if (words := remedy(job.reason)) else ""
+        advice = f"; {words}" if (words := remedy(job.reason, name)) else ""
         text = f"SLURM job {name} waits: {job.reason or job.state}{when}{advice}"
         return replace(status, state="pending", message=text)
     if not job.known:

@@ -247,6 +247,7 @@ def test_the_remedy_fits_the_reason(reason, helps):
     found = remedy(reason)
     assert helps in found
     assert bool(found) == bool(helps)
+    assert "JOB" not in remedy(reason, "30_2")
 
 
 def test_efficiency_is_what_accounting_says(commands):

@@ -152,8 +152,13 @@ def test_a_run_that_waits_is_not_submitted_twice(slurm, tmp_path):
 
 
 def test_another_run_to_wait_for_must_be_on_its_way(slurm, tmp_path, capsys):
-    assert main([*TOY, "run.dir=r", "cluster.after=nothing"]) == 2
-    assert "run it first, or leave cluster.after out" in capsys.readouterr().err
+    (tmp_path / "runs" / "other").mkdir(parents=True)
+    (tmp_path / "runs" / "other" / "config.yaml").write_text("job: {name: toy}\n")
+    for wrong in ("nothing", "runs"):
+        assert main([*TOY, "run.dir=r", f"cluster.after={wrong}"]) == 2
+        assert f"no run and no sweep lies in {tmp_path / wrong}; give" in capsys.readouterr().err
+    assert main([*TOY, "run.dir=r", "cluster.after=runs/other"]) == 2
+    assert "is not started and in no queue; run it first, or leave cluster.after out" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
 
 
@@ -164,6 +169,10 @@ REFUSALS = {
     "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified": "sacctmgr",
     "sbatch: error: Memory specification can not be satisfied": "cluster.mem",
     "sbatch: error: Unable to contact slurm controller (connect failure)": "try again in a while",
+    "sbatch: error: Batch job submission failed: Required partition not available (inactive or drain)": "sinfo -s",
+    "sbatch: error: Batch job submission failed: Requested partition configuration not available now": "ask for less",
+    "sbatch: error: Batch job submission failed: User's group not permitted to use this partition": "choose another",
+    "sbatch: error: Batch job submission failed: Access/permission denied": "ask the site",
     "sbatch: error: something new": "cluster.dry_run=true",
 }
 
