@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -173,12 +174,13 @@ def test_quarantined_units_can_be_tried_again(toy, tmp_path):
 
 def test_a_unit_that_kills_its_process_is_quarantined_in_the_end(toy):
     options = {"ranks": 2, "kill": ["u00002"], "units": 6, "seconds": 0.02, "checkpoint": {"every": 0}}
-    codes = [toy(**options, engine={"max_unit_deaths": 2}).code for _ in range(3)]
+    # mpiexec may kill the other rank before it can say whose death it was: then it takes one death more.
+    codes = [toy(**options, engine={"max_unit_deaths": 2}).code for _ in range(4)]
     assert codes[-1] == 3
     assert 0 not in codes
     run = RunDir(toy(**options, engine={"max_unit_deaths": 2}).path)
     assert list(run.quarantined()["squares"]) == ["u00002"]
-    assert "died in 2 attempts" in run.quarantined()["squares"]["u00002"]["error"]
+    assert re.search("died in [23] attempts", run.quarantined()["squares"]["u00002"]["error"])
 
 
 BROKEN_OFF = (1, 9)
