@@ -314,7 +314,7 @@ def test_all_ranks_together_see_what_one_does(tmp_path):
 
     for k in range(8):
         segments.write_segment(tmp_path / f"seg-{k}.h5", "s", [finished(f"u{k}"), finished(f"u{k + 1}")])
-        (tmp_path / f"begun-0001-0000{k}.txt").write_text(f"+u{k}\n-u{k}\n+d{k % 2}\n")
+        (tmp_path / f"begun-{k:04d}-00000.txt").write_text(f"+u{k}\n-u{k}\n+d{k % 2}\n")
     (tmp_path / "seg-5.h5").write_bytes(b"no")
     everything = segments.segment_names(tmp_path), journal.journal_names(tmp_path)
     *others, seen = [survey(tmp_path, ranks, whole=True) for ranks in Together().turns(everything)]
