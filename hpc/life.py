@@ -43,7 +43,7 @@ _PULSES: Final = 500.0
 """Signs of life a second that rank 0 has to take at most, whatever the number of ranks (see docs/scaling.md)."""
 _SHARE: Final = 0.05
 """Of its time the heartbeat may spend on writing the progress file."""
-_LONGEST: Final = 20.0
+LONGEST: Final = 20.0
 """Seconds between two beats at most: the lock must not look abandoned."""
 _FIRST: Final = 0.5
 """Seconds to the first beat, each pause twice the one before until it is ``engine.heartbeat``: somebody may watch."""
@@ -56,7 +56,7 @@ def pulse_seconds(usual: float, ranks: int) -> float:
 
 def pause_after(usual: float, took: float) -> float:
     """Return the seconds until the next beat of rank 0, after one that took so long."""
-    return max(usual, min(took / _SHARE, _LONGEST))
+    return max(usual, min(took / _SHARE, LONGEST))
 
 
 @dataclass
@@ -235,7 +235,7 @@ class Heartbeat:
             if self._life.saving is not None and not ended:
                 self._life.saving.check()  # a unit may take hours: a rank that cannot save must not compute on
             usual = min(2 * usual, self._seconds)
-            pause = pause_after(min(usual, _LONGEST), time.monotonic() - start)
+            pause = pause_after(min(usual, LONGEST), time.monotonic() - start)
 
 
 def _rss_mb() -> float:

@@ -29,7 +29,7 @@ from hpc.identity import changed_meanwhile, establish, job_code
 from hpc.job import Job, Map, stages_of
 from hpc.kernel_record import Found, first_of, note_attempt, refuse_lower
 from hpc.kernels import Kernels, as_they_are, loaded, unlike_asked
-from hpc.life import Heartbeat, Life, pulse_seconds
+from hpc.life import LONGEST, Heartbeat, Life, pulse_seconds
 from hpc.loops import run_loop
 from hpc.maps import run_map
 from hpc.peers import Peers
@@ -93,7 +93,7 @@ def run_job(
     if flag is None:
         flag = StopFlag()
         listen(flag)
-    lock, claim = _lock(run, ranks, flag)
+    lock, claim = _lock(run, settings, ranks, flag)
     life = None
     try:
         sources = job_code(job, settings) if ranks.local_rank == 0 else None
@@ -125,12 +125,13 @@ def run_job(
     return code
 
 
-def _lock(run: RunDir, ranks: Ranks, flag: StopFlag) -> tuple[RunLock | None, Claim]:
+def _lock(run: RunDir, settings: Settings, ranks: Ranks, flag: StopFlag) -> tuple[RunLock | None, Claim]:
     """Take the run's lock on rank 0, and tell every rank by what to know it; all raise if it is taken. Collective."""
     lock, refusal = None, None
     if ranks.rank == 0:
         try:
-            lock = take_patiently(run.lock_file, _say, lambda: bool(flag))
+            beat = min(settings.engine.heartbeat, LONGEST)
+            lock = take_patiently(run.lock_file, _say, lambda: bool(flag), beat)
         except LockedError as error:
             refusal = str(error)
     refusal, claim = ranks.bcast((refusal, lock.claim if lock is not None else None))

@@ -40,7 +40,10 @@ _SKEW: Final = 300.0
 take a file's time from the node that touches it."""
 
 _LOOK: Final = 2.5
-"""Seconds to watch a lock that looks silent but may only be of another clock; a living owner touches it meanwhile."""
+"""Seconds to watch a lock that looks silent but may only be of another clock, and `_BEATS` of its owner's heartbeats:
+a living owner touches it meanwhile."""
+
+_BEATS: Final = 1.25
 
 _POLL: Final = 0.5
 """Seconds between two looks of a process that waits."""
@@ -105,6 +108,13 @@ def _taken_by(path: Path) -> str:
 class RunLock:
     """The lock of a run directory.
 
+    Parameters
+    ----------
+    path
+        The lock file.
+    beat
+        Seconds between the owner's touches.
+
     Attributes
     ----------
     claim
@@ -118,10 +128,10 @@ class RunLock:
         If a living process holds it; the message names the owner.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, beat: float = 0.0) -> None:
         self.path = path
         self.released = False
-        self._owner = _new_owner()
+        self._owner = {**_new_owner(), "beat": beat}
         mine = path.with_name(f"{path.name}.{self._owner['token']}")
         self.claim = Claim(path, json.dumps(sealed(self._owner)).encode())
         create(mine, self.claim.content)
@@ -182,7 +192,9 @@ class RunLock:
                 self.path.unlink()
 
 
-def take_patiently(path: Path, say: Callable[[str], None], stopping: Callable[[], bool] = lambda: False) -> RunLock:
+def take_patiently(
+    path: Path, say: Callable[[str], None], stopping: Callable[[], bool] = lambda: False, beat: float = 0.0
+) -> RunLock:
     """Take the lock; under SLURM, wait for that where its owner may just have been killed.
 
     A job that starts within a minute of another's death cannot know that it died: refused, it would never come
@@ -196,13 +208,17 @@ def take_patiently(path: Path, say: Callable[[str], None], stopping: Callable[[]
         Told once what is waited for.
     stopping
         Ends the waiting.
+    beat
+        See `RunLock`.
 
     Raises
     ------
     hpc.errors.LockedError
         If a living process holds it.
     """
-    return _patiently(lambda: RunLock(path), path, say, stopping) if "SLURM_JOB_ID" in os.environ else RunLock(path)
+    if "SLURM_JOB_ID" not in os.environ:
+        return RunLock(path, beat)
+    return _patiently(lambda: RunLock(path, beat), path, say, stopping)
 
 
 def refuse_if_held_for_long(path: Path) -> None:
@@ -337,7 +353,7 @@ def _process(owner: Mapping[str, Any]) -> Process | None:
 
 def _is_dead(owner: Mapping[str, Any] | None, path: Path, *, write: bool = False) -> bool:
     lives = _lives(owner)
-    return _is_silent(path, write=write) if lives is None else not lives
+    return _is_silent(path, owner or {}, write=write) if lives is None else not lives
 
 
 def _lives(owner: Mapping[str, Any] | None) -> bool | None:
@@ -361,7 +377,7 @@ def _came_back(owner: Mapping[str, Any]) -> bool:
     )
 
 
-def _is_silent(path: Path, *, write: bool) -> bool:
+def _is_silent(path: Path, owner: Mapping[str, Any], *, write: bool) -> bool:
     """Say whether nobody has touched the lock for a while; there may be none."""
     touched = _touched(path)
     if touched is None:
@@ -371,7 +387,8 @@ def _is_silent(path: Path, *, write: bool) -> bool:
         return True  # also one that was dated into the future: a living owner would have touched it since
     if age <= STALE_AFTER:
         return False
-    time.sleep(_LOOK)
+    beat = owner.get("beat")
+    time.sleep(max(_LOOK, _BEATS * min(beat, STALE_AFTER)) if isinstance(beat, int | float) else _LOOK)
     return _touched(path) == touched
 
 
