@@ -72,7 +72,7 @@ def on_trees(folders: Sequence[Path]) -> Iterator[Hydra]:
 
 def _with_text(overrides: Sequence[str]) -> list[str]:
     """Return the words with ``cluster.time=90`` as text: sbatch's 90 minutes, while a number in a file may be 1:30."""
-    return [re.sub(r"^(\+{0,2}cluster\.time=)(\d+)$", r"\1'\2'", word) for word in overrides]
+    return [re.sub(r"^(\+{0,2}cluster\.time=)(-?\d+)$", r"\1'\2'", word) for word in overrides]
 
 
 def composed(

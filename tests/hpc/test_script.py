@@ -137,7 +137,13 @@ def test_a_number_of_minutes_is_one_on_the_command_line_only(tmp_path):
     """In a file, YAML makes 14400 of 4:00:00: days instead of hours."""
     words = ["job=toy", "cluster=slurm", "cluster.signal_delay=30"]
     folders = config_folders([str(GOLDEN.parent / "conf")])
-    for word, minutes in (("cluster.time=90", 90), ("cluster.time=4:00:00", 240), ("cluster.time=2-12:30", 3630)):
+    wanted = (
+        ("cluster.time=-1", None),
+        ("cluster.time=90", 90),
+        ("cluster.time=4:00:00", 240),
+        ("cluster.time=2-12:30", 3630),
+    )
+    for word, minutes in wanted:
         section = resolved(compose_config([*words, word], folders), (), folders)["cluster"]
         assert build(SlurmCluster, section, "cluster").minutes == minutes
     (tmp_path / "cluster").mkdir()
