@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,8 @@ SHARED = CHECKOUT.parent / "shared"
 
 # Ranks whose peers are cut off die inside the MPI library: that is tested, and no reason to fill a disk with core files.
 resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+# Started in the background of a script, this process ignores SIGINT, and so would every run that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Compiled models of the tests stay with the checkout, out of the user's cache.
 os.environ.setdefault("TESSERA_JAX_CACHE", str(CHECKOUT / ".pytest_cache" / "jax"))
 
