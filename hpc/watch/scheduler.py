@@ -1,8 +1,11 @@
 """What SLURM knows about jobs: one question to squeue for all of them, then sacct, then the job completion log.
 
-The answers are read as text: in SLURM 22.05 ``squeue --json`` ignores ``-j`` and prints the whole queue of the site,
-and the fields of JSON differ from version to version. Without an accounting database SLURM forgets a job minutes after
-its end; such a job is reported as gone. A job is only gone if the controller has answered: silence is no end.
+The answers are read as text, whose columns are the same in every version. ``squeue --json`` ignores ``-j`` in SLURM
+22.05 and prints the whole queue of the site; later ones take kilobytes for each job and changed its fields
+(``job_state`` is a list from 23.11 on), and to ask for the version first would be a command more.
+
+Without an accounting database SLURM forgets a job minutes after its end; such a job is reported as gone. A job is only
+gone if the controller has answered: silence is no end.
 """
 
 from __future__ import annotations
