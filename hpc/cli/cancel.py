@@ -24,6 +24,9 @@ _POLL: Final = 0.5
 _SAVING: Final = 30.0
 """Seconds beyond the grace period in which a run can save."""
 
+_FROZEN: Final = ("SUSPENDED", "STOPPED")
+"""SLURM's words for jobs whose processes it has stopped for a while."""
+
 _ENDING: Final = 10.0
 """Seconds in which SLURM takes a job away."""
 
@@ -99,8 +102,12 @@ def _job(status: RunStatus) -> str:
 
 
 def _ask_slurm(runs: Sequence[RunStatus], jobs: Mapping[str, str], troubles: dict[str, str], *, now: bool) -> None:
-    """Let the jobs on nodes save and stop; take those that wait, or of which nothing is known, out of the queue."""
+    """Let the jobs on nodes save and stop; take those that wait, or of which nothing is known, out of the queue.
+
+    So are those that SLURM has suspended: their ranks would not hear of it, and SLURM refuses to tell them.
+    """
     saving = [jobs[s.path] for s in runs if s.state in LIVE and not now]
+    saving = [job for job, state in job_states(saving, LONG_PATIENCE).items() if state.state not in _FROZEN]
     scancel.keep_away([jobs[s.path] for s in runs if s.state != "pending"])  # or they would come back
     said = scancel.end(saving, save=True) if saving else {}
     said |= scancel.end([job for s in runs if (job := jobs[s.path]) not in saving])

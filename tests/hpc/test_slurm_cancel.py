@@ -84,6 +84,20 @@ def test_silence_is_not_nothing_to_cancel(slurm, tmp_path, capsys):
     assert calls(tmp_path, "scancel") == ["scancel 11"]
 
 
+def test_ranks_that_slurm_has_suspended_are_not_asked_to_save(slurm, tmp_path):
+    """SLURM refuses to signal them, and tries for a minute and a half."""
+    record = {"ranks": [], "updated": 4e9, "started": 1.0, "state": "running", "attempt": 1, "stage": None}
+    record |= {"stages": [], "rate": None, "eta": None, "size": 1, "threads": 1, "message": ""}
+    for name, number in (("frozen", "11"), ("working", "12")):
+        (run_of(tmp_path / "f", name, number) / "progress.json").write_text(json.dumps(record))
+    rows, gone = ([job("11", a), job("12", b)] for a, b in (("SUSPENDED", "RUNNING"), ("CANCELLED", "CANCELLED")))
+    slurm("squeue", f"if [ -e {tmp_path}/ended ]; then {queue(*gone)}; else {queue(*rows)}; fi")
+    note = json.dumps({**record, "state": "stopped"})
+    slurm("scancel", f"touch {tmp_path}/ended; for r in {tmp_path}/f/*; do echo '{note}' > $r/progress.json; done")
+    assert main(["cancel", str(tmp_path / "f")]) == 0
+    assert calls(tmp_path, "scancel") == ["scancel --signal=TERM 12", "scancel 11"]
+
+
 def test_a_run_that_went_on_without_slurm_is_not_looked_for_there(slurm, tmp_path, capsys, monkeypatch):
     run = run_of(tmp_path, "r", "11")
     record = {"ranks": [], "updated": 4e9, "started": 1.0, "state": "running", "attempt": 1, "stage": None}
