@@ -46,3 +46,21 @@ def test_no_rank_leaves_before_all_have_saved(tmp_path, told):
     journals = "".join(file.read_text() for file in stage.glob("begun-*"))
     assert journals.splitlines().count("-long") == 1  # given up, which is no death
     assert not (path / "lock").exists()
+
+
+def test_what_was_finished_is_saved_at_the_signal_and_not_after_the_grace_period(tmp_path):
+    """A kill in the middle of the grace period costs nothing that was finished before the signal."""
+    path = tmp_path / "run"
+    scratch = {"scratch": str(tmp_path), "slow": ["u00000"], "skew": 1.0}
+    process = start_toy(path, checkpoint={"every": 1000}, engine={"grace": 600}, units=20, **scratch)
+    end = time.monotonic() + 40
+    while not any(rank["unit"] == "u00000" for rank in progress(path)["ranks"]):
+        assert time.monotonic() < end, output_of(path).read_text()
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGTERM)
+    while not list(path.glob("checkpoints/squares/seg-*.h5")):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.kill()
+    process.wait(20)

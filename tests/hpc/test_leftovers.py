@@ -114,3 +114,13 @@ def test_killed_ranks_leave_nothing_behind(tmp_path):
     assert mapped, "this MPI has no segment"
     assert all(name.endswith(" (deleted)") for name in mapped)
     assert not {path for path in set(SHARED_MEMORY.iterdir()) - before if str(path) in str(mapped)}
+
+
+@pytest.mark.mpi
+def test_ranks_clear_what_dead_runs_left_before_mpi_starts(tmp_path):
+    old = segment(SHARED_MEMORY, f"mpich_shm_of_a_dead_run_{os.getpid()}")
+    try:
+        assert start_toy(tmp_path / "run", 2, units=2).wait(60) == 0
+        assert not old.exists()
+    finally:
+        old.unlink(missing_ok=True)

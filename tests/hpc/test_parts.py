@@ -6,6 +6,7 @@ import heapq
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from hpc import options, threads
 from hpc.device import device_of
 from hpc.errors import ConfigError, LaunchError, RankError, nearest
-from hpc.job import Unit
+from hpc.job import Job, Unit, stages_of
 from hpc.options import Range
 from hpc.ranks import SerialRanks, world
 from hpc.reduce import sum_chunks
@@ -131,6 +132,19 @@ def test_streams_depend_on_seed_and_key_alone():
 def test_bad_units_are_refused(key, cost):
     with pytest.raises(ValueError, match=r"key|cost"):
         Unit(key, cost)
+
+
+@pytest.mark.parametrize("names", [["../victim"], ["a/b"], [".."], [""], ["a\n"], ["a", "b", "a"]])
+def test_stages_are_named_as_folders_of_their_own(names):
+    class Named(Job):
+        def __init__(self, options=None):
+            pass
+
+        def stages(self):
+            return [SimpleNamespace(name=name) for name in names]
+
+    with pytest.raises(ValueError, match="stage"):
+        stages_of(Named())
 
 
 @dataclass(frozen=True)

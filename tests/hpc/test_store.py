@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from hpc.errors import CorruptFileError, LockedError
+from hpc.rundir import RunDir
 from hpc.store import atomic, generations, journal, lock, records, segments
 
 ARRAYS = {
@@ -343,3 +345,19 @@ def test_what_only_another_node_finds_damaged_is_not(tmp_path, monkeypatch):
     *_, seen = [survey.survey(tmp_path, ranks, whole=False) for ranks in ranks.turns(names)]
     assert not seen.segments.damaged
     assert set(seen.segments.home) == {"a"}
+
+
+@pytest.mark.parametrize("point", ["written", "synced"])
+def test_a_configuration_is_whole_and_durable_or_the_old_one(tmp_path, point):
+    """Killed before the file is synced, and between that and its renaming."""
+    config = {"job": {"name": "toy"}, "run": {"dir": "x"}}
+    run = RunDir.prepare(tmp_path / "run", config)
+    before = run.config_file.read_bytes()
+    script = (
+        "import sys; from pathlib import Path; from hpc.rundir import RunDir; "
+        f"RunDir.prepare(Path(sys.argv[1]), {{**{config!r}, 'engine': {{'retries': 3}}}})"
+    )
+    environment = {**os.environ, "TESSERA_FAULT": f"{point}@config.yaml:1:kill"}
+    ended = subprocess.run([sys.executable, "-c", script, str(run.path)], env=environment, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert run.config_file.read_bytes() == before
