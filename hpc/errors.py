@@ -19,6 +19,9 @@ EXIT_COME_BACK: Final = 75
 EXIT_TOLD_TO_STOP: Final = 76
 """Of ranks: stopped and saved because somebody wanted it. The ``tessera`` command answers `EXIT_COME_BACK` for both."""
 
+TRUST: Final = "--trust-owner"
+"""Flag of who has looked at a run directory that others can have written, see `hpc.ownership`."""
+
 
 class TesseraError(Exception):
     """Base of all errors that are explained to the user without a traceback."""

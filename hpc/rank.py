@@ -1,4 +1,4 @@
-"""One rank of a run: ``python -m hpc.rank RUN``, started by mpiexec, srun, or alone.
+"""One rank of a run: ``python -P -m hpc.rank [--trust-owner] RUN``, started by mpiexec, srun, or alone.
 
 The order matters: the thread budget and the ranks' agreement on kernels before any numeric import, MPI before the
 workload, and whatever goes wrong ends *all* ranks within seconds with a record of who, where and why.
@@ -28,6 +28,7 @@ from hpc.errors import (
     EXIT_FAILED,
     EXIT_QUARANTINED,
     EXIT_TOLD_TO_STOP,
+    TRUST,
     LockedError,
     RunDirError,
     TesseraError,
@@ -70,10 +71,11 @@ def live(arguments: list[str] | None = None) -> NoReturn:
 def main(arguments: list[str] | None = None) -> int:
     """Run this rank's share of the run in the given directory; return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if len(arguments) != 1:
-        sys.stderr.write("usage: python -m hpc.rank RUN\n")
+    trusted = arguments[:1] == [TRUST]
+    if len(arguments) != 1 + trusted:
+        sys.stderr.write(f"usage: python -P -m hpc.rank [{TRUST}] RUN\n")
         return EXIT_BAD_INPUT
-    path = Path(arguments[0]).absolute()
+    path = Path(arguments[-1]).absolute()
     guard_output()  # nothing that a unit prints may fail it, on a full disk or for want of a reader
     ranks: Ranks | None = None
     here = Whereabouts()
@@ -81,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     end_on_exceptions(lambda error: end_process(_fail(path, ranks, error, here)))
     try:
         listen(flag)  # before anything that takes time: a signal must not kill a rank that is still importing
-        config, problem = _config(path)
+        config, problem = _config(path, trusted=trusted)
         budget = threads.budget(config.get("cluster", {}).get("threads_per_process", "auto"))
         threads.set_environment(budget)
         from hpc.ranks import world
@@ -101,14 +103,16 @@ def main(arguments: list[str] | None = None) -> int:
         return code
 
 
-def _config(path: Path) -> tuple[dict[str, Any], TesseraError | None]:
+def _config(path: Path, *, trusted: bool) -> tuple[dict[str, Any], TesseraError | None]:
     """Return the configuration, or what is wrong with it."""
+    from hpc.ownership import load_own
     from hpc.rundir import RunDir
 
     pauses = iter(_CONFIG_PAUSES)
     while True:
         try:
-            return RunDir.open(path).load_config(), None
+            run = RunDir.open(path)
+            return run.load_config() if trusted else load_own(run), None
         except UnreadableError as error:
             pause = next(pauses, None)
             if pause is None:

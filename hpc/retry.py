@@ -9,6 +9,7 @@ from pathlib import Path
 from hpc.errors import RunDirError
 from hpc.job import Job, stages_of
 from hpc.load import load_job
+from hpc.ownership import load_own
 from hpc.rundir import RunDir
 from hpc.store.lock import RunLock
 from hpc.store.patience import unreadable
@@ -38,7 +39,7 @@ def forget_quarantine(run: RunDir, job: Job | None = None) -> int:
     hpc.errors.UnreadableError
         If a record cannot be read now.
     """
-    job = job or load_job(run.load_config()["job"])
+    job = job or load_job(load_own(run)["job"])
     names = [stage.name for stage in stages_of(job)]
     lock = RunLock(run.lock_file)
     try:

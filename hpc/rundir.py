@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from hpc.store.plain import read_json, require_regular
 from hpc.store.reading import content_of, is_refusal
 from hpc.store.records import read_record
 from hpc.yamlfile import parse_yaml
+
+OWN: Final = 0o644
+"""Permissions of files that decide what is run: a umask that lets the group write does not hold for them."""
 
 FORMAT: Final = 1
 """Of the layout below; a run of another format is not touched."""
@@ -140,7 +144,8 @@ class RunDir:
             for directory in (run.logs, run.results, run.report.parent, path / "checkpoints"):
                 directory.mkdir(parents=True, exist_ok=True)
             run.failure_file.unlink(missing_ok=True)
-            write_bytes(run.config_file, yaml.safe_dump(dict(config), sort_keys=False).encode())
+            content = yaml.safe_dump(dict(config), sort_keys=False).encode()
+            write_bytes(run.config_file, content, mode=OWN)
         except OSError as error:
             msg = f"{path}: the run directory cannot be written ({error.strerror}); free space or give another run.dir"
             raise RunDirError(msg) from error
@@ -169,8 +174,13 @@ class RunDir:
             raise RunDirError(msg) from error
         return run
 
-    def load_config(self) -> dict[str, Any]:
-        """Return the configuration.
+    def load_config(self, look: Callable[[os.stat_result], object] = lambda _: None) -> dict[str, Any]:
+        """Return the configuration, to be shown or compared; `hpc.ownership` gives out what may be acted upon.
+
+        Parameters
+        ----------
+        look
+            Told what the file system says of the file that is read.
 
         Raises
         ------
@@ -180,7 +190,7 @@ class RunDir:
             If it cannot be read now.
         """
         try:
-            config = parse_yaml(content_of(self.config_file))
+            config = parse_yaml(content_of(self.config_file, look))
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) and is_refusal(error):
                 raise unreadable(error) from error

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from hpc.cli.arguments import Parser
 from hpc.cli.several import each
-from hpc.errors import EXIT_DONE
-from hpc.ownership import require_trust
+from hpc.errors import EXIT_DONE, TRUST
+from hpc.ownership import load_trusted
 from hpc.terminal import complain, say
 
 
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> int:
     """Write ``RUN/report/index.html``, or ``SWEEP_DIR/sweep.csv`` and ``.h5``, and print the path."""
     parser = Parser("report", "Write a run's report page, or the table of a sweep with a row for each run, anew.")
     parser.add_argument("runs", nargs="+", type=Path, help="directories of runs or of sweeps")
-    parser.add_argument("--trust-owner", action="store_true", help="do it although somebody else can have written it")
+    parser.add_argument(TRUST, action="store_true", help="do it although somebody else can have written it")
     given = parser.read(arguments)
     return each(given.runs, partial(_report, trusted=given.trust_owner))
 
@@ -35,9 +35,9 @@ def _report(path: Path, *, trusted: bool) -> int:
     from hpc.rundir import RunDir
 
     run = RunDir.open(path)
-    require_trust(run.path, trusted=trusted)  # the job's module is imported
+    job = load_trusted(run, trusted=trusted)["job"]  # whose module is imported
     run.report.parent.mkdir(exist_ok=True)
-    left_out = write_report(load_job(run.load_config()["job"]), run)
+    left_out = write_report(load_job(job), run)
     say(str(run.report))
     for text in left_out:
         complain(f"warning: {text}")

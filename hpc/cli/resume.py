@@ -9,11 +9,12 @@ from pathlib import Path
 from hpc.cli.arguments import Parser
 from hpc.cli.cluster import resettled
 from hpc.cli.several import each
+from hpc.errors import TRUST
 from hpc.launch.already import ASSURE, nothing_to_do, refuse_if_submitted
 from hpc.launch.start import start
 from hpc.launch.sweep import resume_sweep
 from hpc.options import absolute_paths, build, plain
-from hpc.ownership import require_trust
+from hpc.ownership import load_trusted, require_trust
 from hpc.rundir import RunDir
 from hpc.settings import Settings, SlurmCluster
 from hpc.terminal import say
@@ -32,7 +33,7 @@ def _read(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--retry-failed", action="store_true", help="try quarantined units again")
     parser.add_argument("--any-version", action="store_true", help="go on although other code started the run")
     parser.add_argument(ASSURE, action="store_true", help="submit although SLURM does not say so")
-    parser.add_argument("--trust-owner", action="store_true", help="go on although somebody else can have written it")
+    parser.add_argument(TRUST, action="store_true", help="go on although somebody else can have written it")
     parser.add_argument("--any-inputs", action="store_true", help="go on although input files are others now")
     parser.add_argument("-cd", "--config-dir", action="append", default=[], help="folder with cluster/NAME.yaml")
     given = parser.read(arguments)
@@ -79,8 +80,7 @@ def _resume(path: Path, given: argparse.Namespace) -> int:
 
 def _resettled(run: RunDir, given: argparse.Namespace) -> Settings:
     """Return the settings of a run with the words of the command line applied."""
-    require_trust(run.path, trusted=given.trust_owner)
-    complete = plain(build(Settings, run.load_config(), "config"))
+    complete = plain(build(Settings, load_trusted(run, trusted=given.trust_owner), "config"))
     mapping = absolute_paths(Settings, resettled(complete, given.overrides, given.config_dir), Path.cwd())
     # What was let pass once is what the run goes on with: another change has to be let pass anew.
     mapping["run"] = {"dir": str(run.path), "any_version": given.any_version, "any_inputs": given.any_inputs}

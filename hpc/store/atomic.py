@@ -70,9 +70,13 @@ def write_atomically(path: Path, write: Callable[[Path], None], check: Callable[
     reached("durable", path)
 
 
-def write_bytes(path: Path, content: bytes, check: Callable[[], None] = _allowed) -> None:
-    """Write a small file atomically and durably; see `write_atomically` for ``check``."""
-    write_atomically(path, lambda temporary: create(temporary, content), check)
+def write_bytes(path: Path, content: bytes, check: Callable[[], None] = _allowed, mode: int = 0o666) -> None:
+    """Write a small file atomically and durably; see `write_atomically` for ``check``, `create` for ``mode``."""
+
+    def write(temporary: Path) -> None:
+        create(temporary, content, mode)
+
+    write_atomically(path, write, check)
 
 
 def write_json(path: Path, value: object, check: Callable[[], None] = _allowed) -> None:

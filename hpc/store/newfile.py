@@ -20,18 +20,34 @@ _FRESH: Final = 60.0
 """Seconds for which a temporary file beside config.yaml may be that of a command that is about to start ranks."""
 
 
-def create(path: Path, content: bytes = b"") -> None:
+def create(path: Path, content: bytes = b"", mode: int = 0o666) -> os.stat_result:
     """Make a file that is not there yet; nothing is followed or overwritten, whoever put it there.
+
+    Parameters
+    ----------
+    path
+        The file.
+    content
+        What it holds.
+    mode
+        Its permissions, of which the umask takes some away.
+
+    Returns
+    -------
+    os.stat_result
+        What the file system says of it.
 
     Raises
     ------
     OSError
         As raised by the file system; nothing is left behind.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
+            file.flush()
+            return os.fstat(descriptor)
     except BaseException:
         with suppress(OSError):
             path.unlink()

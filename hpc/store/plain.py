@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,8 +37,21 @@ def require_regular(path: Path) -> None:
     _refuse_others(path.stat(), path)
 
 
-def read_plain(path: Path, most: int = MOST) -> bytes:
+def _nothing(_: os.stat_result) -> None:
+    """Do without what is told."""
+
+
+def read_plain(path: Path, most: int = MOST, look: Callable[[os.stat_result], object] = _nothing) -> bytes:
     """Return the content of a plain file; never waits for a writer.
+
+    Parameters
+    ----------
+    path
+        The file; links are followed.
+    most
+        Bytes that it may have.
+    look
+        Told what the file system says of the very file that is read, whatever the path names by then.
 
     Raises
     ------
@@ -50,6 +64,7 @@ def read_plain(path: Path, most: int = MOST) -> bytes:
     try:
         found = os.fstat(descriptor)
         _refuse_others(found, path)
+        look(found)
         if found.st_size > most:
             msg = f"is {found.st_size / 2**20:.0f} MiB large, which no file of its kind is"
             raise ValueError(msg)

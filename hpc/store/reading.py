@@ -6,7 +6,8 @@ Neither says that the file is damaged. Only its content can: a checksum, a diges
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
@@ -30,8 +31,8 @@ def is_refusal(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno is not None and not is_absent(error)
 
 
-def content_of(path: Path) -> bytes:
-    """Return the bytes of a file.
+def content_of(path: Path, look: Callable[[os.stat_result], object] = lambda _: None) -> bytes:
+    """Return the bytes of a file; see `hpc.store.plain.read_plain` for ``look``.
 
     Raises
     ------
@@ -42,7 +43,7 @@ def content_of(path: Path) -> bytes:
     """
     try:
         reached("read", path)
-        return read_plain(path)
+        return read_plain(path, look=look)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
 

@@ -12,7 +12,7 @@ from hpc.store.plain import read_end, read_json
 from hpc.watch.pending import remedy
 from hpc.watch.scheduler import Ask, JobState, job_states
 from hpc.watch.status import LIVE, RunStatus, belongs_to_another, read_status
-from hpc.watch.submissions import last_submission, remember_end, remembered_end
+from hpc.watch.submissions import is_job, last_submission, remember_end, remembered_end
 
 FRESH: Final = 6.0
 """Seconds without a sign of life after which SLURM is asked; asking costs its controller something."""
@@ -82,7 +82,7 @@ def slurm_job(run: Path, status: RunStatus) -> str:
         job = read_json(run / "provenance.json")["attempts"][-1]["slurm"].get("SLURM_JOB_ID", "")
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
         return ""
-    return str(job)
+    return job if isinstance(job, str) and is_job(job) else ""
 
 
 def _silent(status: RunStatus) -> bool:

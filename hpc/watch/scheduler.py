@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
-from hpc.watch.submissions import lies_in
+from hpc.watch.submissions import is_job, lies_in
 
 PATIENCE: Final = 12.0
 """Seconds in which all of SLURM's commands together have to answer somebody who looks."""
@@ -49,7 +49,6 @@ ENDED: Final = frozenset(
 """SLURM's words for the end of a job."""
 
 _WAITING: Final = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING"})
-_NAME: Final = re.compile(r"[0-9]+(?:_[0-9]+)?")
 _ROW: Final = re.compile(r"[0-9]+(?:[_+][^ ]*)? [A-Z_]+")
 """How a row of squeue's table begins: job and state. What a wrapper of the site may say instead is no answer."""
 
@@ -138,7 +137,7 @@ def job_states(jobs: Iterable[str], patience: float = PATIENCE) -> dict[str, Job
         Seconds for all commands together; a job that nobody has told about by then is ``UNKNOWN``.
     """
     names = dict.fromkeys(jobs)
-    wanted = [job for job in names if _NAME.fullmatch(job)]
+    wanted = [job for job in names if is_job(job)]
     found = dict.fromkeys(names, JobState("UNKNOWN", "this is no number of a job"))
     for first in range(0, len(wanted), _AT_ONCE):
         found |= _states(wanted[first : first + _AT_ONCE], _Interview(patience))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +17,8 @@ from hpc.store.plain import read_json
 from hpc.watch.fields import record
 
 FILE: Final = "slurm.json"
+
+_JOB: Final = re.compile(r"[0-9]+(?:_[0-9]+)?")
 
 _CUT: Final = 400
 """Bytes of a script's path that are asked of SLURM."""
@@ -51,6 +54,11 @@ class Submission:
     script: str
     log: str = ""
 
+    def __post_init__(self) -> None:
+        if self.job_id and not is_job(self.job_id):
+            msg = f"{self.job_id!r} is no number of a job"
+            raise ValueError(msg)
+
     @property
     def slurm_id(self) -> str:
         """The name by which SLURM's commands know the job, ``12`` or ``12_3``."""
@@ -67,6 +75,11 @@ class _Submissions:
     """What is read of the file."""
 
     submissions: tuple[Submission, ...]
+
+
+def is_job(name: str) -> bool:
+    """Say whether this is a job's name: it becomes a word of SLURM's commands, and a line of batch scripts."""
+    return _JOB.fullmatch(name) is not None
 
 
 def lies_in(script: str, folder: str) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from hpc.errors import RunDirError
+from hpc.store.atomic import write_bytes
 from hpc.store.plain import read_json
 from hpc.watch.fields import record
 
@@ -51,7 +52,7 @@ def write_sweep(directory: Path, members: Sequence[MemberRecord]) -> None:
     """Write ``sweep.json``."""
     directory.mkdir(parents=True, exist_ok=True)
     content = {"schema": 1, "members": [asdict(member) for member in members]}
-    (directory / FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    write_bytes(directory / FILE, json.dumps(content, indent=1).encode(), mode=0o644)  # see `hpc.ownership`
 
 
 def is_sweep(directory: Path) -> bool:
