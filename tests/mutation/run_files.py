@@ -18,7 +18,7 @@ STAGE_FILES = {
     "complete.json": "checkpoints/squares/complete.json",
     "journal": "checkpoints/squares/begun-*.txt",
 }
-TOP_FILES = ("config.yaml", "progress.json", "events.jsonl", "provenance.json")
+TOP_FILES = ("config.yaml", "progress.json", "events.jsonl", "provenance.json", "inputs.json", "kernels.json")
 
 
 def formats():
@@ -29,6 +29,7 @@ def formats():
     written = {"failure.json": _failure, "slurm.json": _submissions, "quarantine.json": _quarantine, "lock": _lock}
     made |= {f"run {name}": Format(write, _read) for name, write in written.items()}
     made["run sweep.json"] = Format(_sweep, _read_sweep)
+    made["config folder"] = Format(_option, _read_option)
     return made
 
 
@@ -157,6 +158,25 @@ def _show(run: Path) -> None:
     console.print(screen(status, time.time()))
     console.print(listing([status], run.parent, {}))
     line(status)
+
+
+def _option(folder: Path) -> Path:
+    path = folder / "job" / "mine.yaml"
+    path.parent.mkdir()
+    shared = "fail: &few [u1, u2]\nkill: *few\n"
+    path.write_text(f"# A job of my own.\n_target_: toyjob.ToyJob\nname: toy\nunits: 6\nseconds: 1.5e-3\n{shared}")
+    return path
+
+
+def _read_option(path: Path) -> None:
+    """Compose as the command line does, and check every value."""
+    from hpc.cli.compose import compose_config, resolved
+    from hpc.cli.folders import config_folders, headline
+    from hpc.load import load_job
+
+    headline(path)
+    folders = config_folders([str(path.parents[1])])
+    load_job(resolved(compose_config(["job=mine"], folders), ["job=mine"], folders)["job"])
 
 
 def _read_sweep(path: Path) -> None:
