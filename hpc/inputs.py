@@ -213,8 +213,10 @@ def _looked_at(path: str, known: InputFile | None, *, read: bool) -> InputFile:
         require_regular(Path(path))
         found = replace(found, digest=digest_of(path))
     except OSError as error:
-        if is_absent(error):
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
             return InputFile(path, problem="is not there")
+        if is_absent(error):
+            return InputFile(path, problem=f"cannot be read ({error.strerror})")
         if known is not None:
             raise  # whether it is the same cannot be told now
         return InputFile(path, problem=f"cannot be read ({error.strerror or error})")

@@ -57,6 +57,12 @@ def change(kind: str, a: Path, b: Path) -> None:
     elif kind == "a folder":
         a.unlink()
         a.mkdir()
+    elif kind == "a named pipe":
+        a.unlink()
+        os.mkfifo(a)
+    elif kind == "a device":
+        a.unlink()
+        a.symlink_to("/dev/zero")
 
 
 @pytest.mark.parametrize(
@@ -69,6 +75,8 @@ def change(kind: str, a: Path, b: Path) -> None:
         ("swapped", ["has other content of the same size"] * 2),
         ("link to another", ["has other content of the same size"]),
         ("a folder", ["is not there any more"]),
+        ("a named pipe", ["cannot be read (it is a named pipe, not a file)"]),
+        ("a device", ["cannot be read (it is a device, not a file)"]),
     ],
 )
 def test_every_change_of_a_file_is_named(pair, kind, told):
