@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hpc.code import Code, changes, code_of
 from hpc.errors import ChangedCodeError, ChangedInputsError, ConfigError, CorruptFileError, InputError, TesseraError
-from hpc.inputs import Inputs, differences, expanded, gathered, in_folders, look
+from hpc.inputs import Differences, Inputs, differences, expanded, gathered, in_folders, look
 from hpc.load import load_job
 from hpc.provenance import versions
 from hpc.ranks import Ranks, SerialRanks
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _SHOWN: Final = 10
 """Files that a message names; there may be thousands."""
+
+_DOUBT: Final = "whether large inputs are what they were is not known"
 
 _STORED: Final = ("seg-*.h5", "gen-*.h5", "complete.json")
 """What of a stage's folder came of the inputs and the code."""
@@ -165,10 +167,20 @@ def changed_meanwhile(job: Job, life: Life) -> str | None:
         now = _find(job, identity.inputs if identity else None, life)
     except TesseraError as error:
         changed: Sequence[str] = [str(error)]
+        doubted: Sequence[str] = ()
         now = None
     else:
-        changed = differences(identity.inputs, now).changed if identity and now else ()
-    if life.desk is None or identity is None or not changed:
+        found = differences(identity.inputs, now) if identity and now else Differences()
+        changed, doubted = found.changed, found.doubted
+    if life.desk is None or identity is None:
+        return None
+    if doubted:
+        text = f"{_DOUBT}, for they were handled while the run worked:{_lines(doubted)}"
+        life.warn(text)
+        kept = identity.inputs if changed or now is None else now
+        identity = _record(life, replace(identity, inputs=kept, others=(*identity.others, _dated(text))))
+        life.identity = identity
+    if not changed:
         return None
     text = f"inputs were changed while the run worked, so its results may be of neither:{_lines(changed)}"
     if not life.settings.run.any_inputs:
@@ -226,8 +238,8 @@ def _accepted(life: Life, before: Identity | None, now: Identity, apart: Sequenc
     if not allowed.any_inputs:
         _refuse_inputs(run, before.inputs, now.inputs)
     found = differences(before.inputs, now.inputs)
-    for doubt in found.doubted:
-        life.warn(doubt)
+    if found.doubted:
+        notes.append(f"{_DOUBT}:{_lines(found.doubted)}")
     if edits := changes(before.code.files, now.code.files):
         notes.append(f"went on with other code, {now.code.told} after {before.code.told}:{_lines(edits)}")
     if found.changed:
@@ -267,7 +279,7 @@ def _find(job: Job, known: Inputs | None, life: Life) -> Inputs | None:
     """
     ranks = life.ranks
     paths: list[str] = []
-    error = None
+    error: TesseraError | None = None
     if ranks.rank == 0:
         try:
             read = life.read if known is not None else at_once

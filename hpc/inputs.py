@@ -2,9 +2,11 @@
 
 Files of up to 64 MiB are read whole for their SHA-256. Of a larger one 256 blocks of 64 KiB are read, evenly spread
 from its first to its last byte: all that was written anew is noticed, an edit that leaves size and all these blocks
-alone is not. A file whose size, times and inode are as recorded is not read again. Where a run has very many inputs,
-as a folder of a million pictures, folders are recorded by the names, sizes and times of their files, which are not
-read.
+alone is not; where anything was done to such a file since, that is said. A file whose size, times and inode are as
+recorded is not read again. Where a run has very many inputs, as a folder of a million pictures, folders are recorded by
+the names, sizes and times of their files, which are not read.
+
+Where the names of folders decide results, as those of classes do, they are an input like a file, see `FolderNames`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import hashlib
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
@@ -43,21 +45,29 @@ _COARSE: Final = 2_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
+class FolderNames:
+    """As an input of a job: the names of the folders in a folder, empty ones too, but not what is in them."""
+
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
 class InputFile:
     """One input as it was found.
 
     Attributes
     ----------
     path
-        As the job names it, absolute; a link is followed.
+        As the job names it, absolute; a link is followed. With a slash at its end it stands for the names of the
+        folders there.
     size
-        Bytes.
+        Bytes; how many folders.
     mtime, ctime
         Nanoseconds since the epoch; ``ctime`` 0 where the times cannot be relied on.
     inode
         Number within its file system.
     digest
-        ``sha256:…`` of the whole, ``sampled:…`` of blocks, empty where it was not read.
+        ``sha256:…`` of the whole, ``sampled:…`` of blocks, ``names:…`` of folders, empty where it was not read.
     problem
         Why it could not be looked at; the other fields then mean nothing.
     """
@@ -74,6 +84,11 @@ class InputFile:
         """Say whether nothing was done to the file since: size, times and inode are equal."""
         mine, others = astuple(self)[1:5], astuple(other)[1:5]
         return mine == others and bool(self.ctime)
+
+    def was_handled(self, other: InputFile) -> bool:
+        """Say whether anything was done to the file since the other finding, as far as its times and inode tell."""
+        known = self.ctime and other.ctime
+        return (self.mtime, self.inode) != (other.mtime, other.inode) or bool(known and self.ctime != other.ctime)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +116,8 @@ class Inputs:
     @property
     def nbytes(self) -> int:
         """Bytes of all together."""
-        return sum(f.size for f in self.files.values()) + sum(f.nbytes for f in self.folders.values())
+        files = sum(f.size for f in self.files.values() if not _is_names(f.path))
+        return files + sum(f.nbytes for f in self.folders.values())
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -127,7 +143,7 @@ class Differences:
     changed
         A line for each file that is another now, naming it.
     doubted
-        A line for each large file that was written to, and whose sampled blocks are as before.
+        A line for each large file that something was done to, and whose sampled blocks are as before.
     touched
         Whether any file has other times but the same content.
     """
@@ -137,8 +153,8 @@ class Differences:
     touched: bool = False
 
 
-def expanded(paths: Iterable[Path]) -> list[str]:
-    """Return the files that a job named, sorted, each once; a folder stands for every file below it not hidden.
+def expanded(paths: Iterable[Path | FolderNames]) -> list[str]:
+    """Return what a job named, sorted, each once; a folder stands for every file below it not hidden.
 
     Raises
     ------
@@ -147,18 +163,49 @@ def expanded(paths: Iterable[Path]) -> list[str]:
     """
     found: set[str] = set()
     for path in paths:
-        if path.is_dir():
-            for folder, below, names in os.walk(path.absolute(), onerror=_raise):
-                below[:] = [name for name in below if not name.startswith(".")]
-                found.update(f"{folder}/{name}" for name in names if not name.startswith("."))
+        if isinstance(path, FolderNames):
+            found.add(f"{path.folder.absolute()}/")
+        elif path.is_dir():
+            found.update(files_below(path.absolute(), lambda name: not name.startswith(".")))
         else:
             found.add(str(path.absolute()))
     return sorted(found)
 
 
+def files_below(folder: Path, wanted: Callable[[str], bool] = lambda _: True) -> Iterator[str]:
+    """Yield the paths of all files below a folder; links to folders are followed, but not back to where they lie.
+
+    Parameters
+    ----------
+    folder
+        Where to look.
+    wanted
+        Says by its name whether a folder is to be looked into, and a file is one.
+
+    Raises
+    ------
+    OSError
+        If a folder below cannot be listed: what lies in it must not be left out without a word.
+    """
+    for place, below, names in os.walk(folder, onerror=_raise, followlinks=True):
+        below[:] = [name for name in below if wanted(name) and not _leads_back(f"{place}/{name}")]
+        yield from (f"{place}/{name}" for name in names if wanted(name))
+
+
 def _raise(error: OSError) -> None:
     if not is_absent(error):
         raise error
+
+
+def _leads_back(folder: str) -> bool:
+    """Say whether this is a link to a folder on the way to it."""
+    if not os.path.islink(folder):  # noqa: PTH114 - of a million folders
+        return False
+    return any(os.path.samefile(folder, above) for above in Path(folder).parents)  # noqa: PTH121
+
+
+def _is_names(path: str) -> bool:
+    return path.endswith("/")
 
 
 def _folder_of(path: str) -> str:
@@ -171,7 +218,8 @@ def in_folders(paths: Sequence[str]) -> frozenset[str]:
         return frozenset()
     counts: dict[str, int] = defaultdict(int)
     for path in paths:
-        counts[_folder_of(path)] += 1
+        if not _is_names(path):
+            counts[_folder_of(path)] += 1
     return frozenset(folder for folder, count in counts.items() if count > _FEW_IN_A_FOLDER)
 
 
@@ -204,6 +252,8 @@ def look(paths: Sequence[str], known: Mapping[str, InputFile], unread: frozenset
 
 def _looked_at(path: str, known: InputFile | None, *, read: bool) -> InputFile:
     try:
+        if _is_names(path):
+            return _names_in(path)
         stat = Path(path).stat()
         found = InputFile(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
         if not read:
@@ -222,6 +272,13 @@ def _looked_at(path: str, known: InputFile | None, *, read: bool) -> InputFile:
         return InputFile(path, problem=f"cannot be read ({error.strerror or error})")
     # What is written again within the clock's coarseness would have the same times.
     return replace(found, ctime=0) if abs(time.time_ns() - stat.st_ctime_ns) < _COARSE else found
+
+
+def _names_in(folder: str) -> InputFile:
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir())
+    digest = hashlib.sha256("/".join(names).encode(errors="surrogateescape"))
+    return InputFile(folder, len(names), digest=f"names:{digest.hexdigest()}")
 
 
 def digest_of(path: str) -> str:
@@ -248,7 +305,7 @@ def gathered(found: Iterable[InputFile], folders: frozenset[str]) -> Inputs:
     below: dict[str, list[InputFile]] = defaultdict(list)
     for each in sorted(found, key=lambda file: file.path):
         folder = _folder_of(each.path)
-        if folder in folders and not each.problem:
+        if folder in folders and not each.problem and not _is_names(each.path):
             below[folder].append(each)
         else:
             files[each.path] = each
@@ -271,17 +328,26 @@ def differences(before: Inputs, now: Inputs) -> Differences:
             changed.append(f"{path}: {'is an input now and was none' if old is None else _left_out(path)}")
         elif new.problem:
             changed.append(f"{path}: {new.problem}")
+        elif _is_names(path):
+            changed.extend(_names_changes(path, old, new))
         elif old.size != new.size:
             changed.append(f"{path}: has {new.size} bytes and had {old.size}")
         elif old.digest != new.digest:
             changed.append(f"{path}: has other content of the same size")
         elif not new.same_stamp(old):
             touched = True
-            if new.digest.startswith("sampled:") and (new.mtime, new.inode) != (old.mtime, old.inode):
-                doubted.append(f"{path}: was written to; its size and the blocks that were compared are as before")
+            if new.digest.startswith("sampled:") and new.was_handled(old):
+                doubted.append(f"{path}: was written to or moved; its size and the blocks that were read are as before")
     for path in sorted(before.folders.keys() | now.folders.keys()):
         changed.extend(_folder_changes(path, before.folders.get(path), now.folders.get(path)))
     return Differences(tuple(changed), tuple(doubted), touched)
+
+
+def _names_changes(path: str, old: InputFile, new: InputFile) -> Iterable[str]:
+    if old.size != new.size:
+        yield f"{path}: holds {new.size} folders, whose names count, and held {old.size}"
+    elif old.digest != new.digest:
+        yield f"{path}: the names of its {new.size} folders are others"
 
 
 def _left_out(path: str) -> str:

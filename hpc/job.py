@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from hpc.context import Context
+    from hpc.inputs import FolderNames
     from hpc.report.view import RunView, Section
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
@@ -168,17 +169,19 @@ class Job(ABC):
             If an input is missing or unusable; the message names the file and the remedy.
         """
 
-    def inputs(self) -> Iterable[Path]:
+    def inputs(self) -> Iterable[Path | FolderNames]:
         """Name every file that decides the results: what the options name, and what those files name in turn.
 
-        A folder stands for all files below it. Asked on one process without MPI, before `setup` and again when a run
-        goes on or ends: the engine refuses to go on with others than at the first start. What a job reads and does not
-        name here may change unnoticed.
+        A folder stands for all files below it, `hpc.inputs.FolderNames` for the names of the folders in it. Asked on
+        one process without MPI, before `setup` and again when a run goes on or ends: the engine refuses to go on with
+        others than at the first start. What a job reads and does not name here may change unnoticed.
 
         Raises
         ------
         hpc.errors.InputError
             If a file that names others cannot be read.
+        OSError
+            If a folder cannot be listed now.
         """
         return ()
 

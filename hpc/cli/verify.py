@@ -46,7 +46,7 @@ def _verify(path: Path) -> int:
     kernels = told(run.path)
     buts = [kernels] if kernels else []
     if read_status(run.path).identity.others:
-        buts.append("it went on with other inputs or code")
+        buts.append("it went on with other inputs or code, or with large ones that cannot be told apart")
     sound = f"all sound, but {'; '.join(buts)}" if buts else "all sound"
     say("\n".join(said) or sound)
     return EXIT_FAILED if said else EXIT_DONE

@@ -197,10 +197,12 @@ def _identity(run: RunDir) -> Iterator[Verdict]:
     else:
         for other in recorded.others:
             yield Verdict(name, "note", other)
-        changed = differences(recorded.inputs, now).changed
-        for line in changed[:_NAMED]:
+        found = differences(recorded.inputs, now)
+        for line in found.changed[:_NAMED]:
             yield Verdict(name, "note", f"a resume is refused: {line}")
-        if not changed:
+        for line in found.doubted[:_NAMED]:
+            yield Verdict(name, "note", f"not known to be as it was: {line}")
+        if not found.changed and not found.doubted:
             yield Verdict(
                 name, "ok", f"{_count(recorded.inputs.count, 'input')} as recorded, code {recorded.code.told}"
             )

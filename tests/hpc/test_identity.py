@@ -17,6 +17,7 @@ from conftest import CHECKOUT, output_of, start_toy
 from hpc.code import code_of
 from hpc.errors import ChangedCodeError, ChangedInputsError
 from hpc.identity import read_identity, refuse_others
+from hpc.inputs import WHOLE
 from hpc.options import build
 from hpc.rundir import RunDir
 from hpc.settings import Settings
@@ -133,6 +134,47 @@ def test_an_input_changed_while_the_run_worked_fails_it(tmp_path, toy, factor):
     assert again(path, 1).returncode == 0
     assert json.loads((path / "progress.json").read_text())["state"] == "done"
     assert "went on with other inputs" in read_identity(RunDir(path)).others[0]
+
+
+def edit_between_the_blocks(file: Path) -> None:
+    with file.open("r+b") as stream:
+        stream.seek(100_000)
+        stream.write(b"\n")
+
+
+def test_what_large_inputs_cannot_tell_is_said_for_good(tmp_path, factor):
+    """An edit that leaves the size and all blocks alone that are read: the run goes on, and never says that all is well."""
+    path, large = tmp_path / "run", tmp_path / "large.txt"
+    large.write_text("2.0" + " " * (WHOLE + 100))
+    os.utime(large, (1e9, 1e9))
+    time.sleep(2.1)  # or its times would not be relied on
+    stopped(path, factor=str(large))
+    edit_between_the_blocks(large)
+    (told,) = [v.text for v in verify_run(RunDir(path)) if v.subject == "inputs.json"]
+    assert told.startswith(f"not known to be as it was: {large}: was written to or moved")
+    assert again(path, 1).returncode == 0
+    (told,) = read_identity(RunDir(path)).others
+    assert f"whether large inputs are what they were is not known:\n  {large}: was written to" in told
+    assert again(path, 1).returncode == 0
+    assert len(read_identity(RunDir(path)).others) == 1  # once
+    said = again(path, 1, CHECKOUT, "-m", "hpc", "verify").stdout
+    assert "all sound, but" in said
+
+
+def test_what_large_inputs_cannot_tell_is_said_of_the_run_that_was_at_work(tmp_path):
+    path, large = tmp_path / "run", tmp_path / "large.txt"
+    large.write_text("2.0" + " " * (WHOLE + 100))
+    os.utime(large, (1e9, 1e9))
+    time.sleep(2.1)
+    process = start_toy(path, 2, **SLOW, factor=str(large))
+    while not list(path.glob("checkpoints/squares/seg-*.h5")):
+        assert process.poll() is None, output_of(path).read_text()
+        time.sleep(0.02)
+    edit_between_the_blocks(large)
+    assert process.wait(60) == 0
+    (told,) = read_identity(RunDir(path)).others
+    assert "for they were handled while the run worked" in told
+    assert json.loads((path / "progress.json").read_text())["identity"]["others"] == [told]
 
 
 def test_files_added_to_and_removed_from_a_folder_are_named(tmp_path, factor, monkeypatch):

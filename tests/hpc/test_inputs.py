@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -10,10 +11,10 @@ import numpy as np
 import pytest
 
 from hpc import inputs
-from hpc.inputs import Inputs, differences, expanded, gathered, in_folders, look
+from hpc.inputs import Differences, FolderNames, Inputs, differences, expanded, gathered, in_folders, look
 
 
-def found(*paths: Path, known: Inputs | None = None) -> Inputs:
+def found(*paths: Path | FolderNames, known: Inputs | None = None) -> Inputs:
     listed = expanded(paths)
     folders = in_folders(listed)
     return gathered(look(listed, known.files if known else {}, folders), folders)
@@ -130,6 +131,42 @@ def test_a_folder_stands_for_its_files(tmp_path):
     )
 
 
+def test_names_of_folders_are_an_input(tmp_path):
+    names = FolderNames(tmp_path / "d")
+    assert differences(found(names), found(names)).changed == (f"{tmp_path}/d/: is not there",)
+    for name in "a", "b":
+        (tmp_path / "d" / name).mkdir(parents=True)
+    (tmp_path / "d" / "file").touch()
+    before = found(names)
+    again = Inputs.from_json(json.loads(json.dumps(before.as_json())))
+    assert again == before
+    assert (before.count, before.nbytes) == (1, 0)
+    (tmp_path / "d" / "another file").touch()
+    (tmp_path / "d" / "a" / "below").mkdir()
+    assert differences(before, found(names, known=before)) == Differences()
+    (tmp_path / "d" / "c").symlink_to("a")
+    assert differences(before, found(names)).changed == (
+        f"{tmp_path}/d/: holds 3 folders, whose names count, and held 2",
+    )
+    (tmp_path / "d" / "b").rmdir()
+    assert differences(before, found(names)).changed == (f"{tmp_path}/d/: the names of its 2 folders are others",)
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "f").write_text("f")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "link").symlink_to("../real")
+    (tmp_path / "real" / "loop").symlink_to("../in")
+    before = found(tmp_path / "in")
+    assert list(before.files) == [f"{tmp_path}/in/link/f"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "f").write_text("g")
+    (tmp_path / "in" / "link").unlink()
+    (tmp_path / "in" / "link").symlink_to("../other")
+    assert differences(before, found(tmp_path / "in", known=before)).changed
+
+
 def test_large_files_are_sampled_from_first_to_last_byte(tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "WHOLE", 1 << 20)
     monkeypatch.setattr(inputs, "BLOCKS", 16)
@@ -145,10 +182,19 @@ def test_large_files_are_sampled_from_first_to_last_byte(tmp_path, monkeypatch):
         assert differences(before, found(file, known=before)).changed
     file.write_bytes(content[:2000] + bytes(100_000) + content[102_000:])  # wider than the distance of two blocks
     assert differences(before, found(file, known=before)).changed
+    file.write_bytes(content)
+    time.sleep(0.02)
+    before = found(file)
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    doubt = f"{file}: was written to or moved; its size and the blocks that were read are as before"
     file.write_bytes(content[:2000] + b"!" + content[2001:])  # between the blocks: it is said that this is not known
-    said = differences(before, found(file, known=before))
-    assert not said.changed
-    assert said.doubted == (f"{file}: was written to; its size and the blocks that were compared are as before",)
+    for ns in None, times:  # also where the old time was put back
+        if ns:
+            os.utime(file, ns=ns)
+        said = differences(before, found(file, known=before))
+        assert (said.changed, said.doubted) == ((), (doubt,))
+    now = found(file, known=before)
+    assert not differences(now, found(file, known=now)).doubted
 
 
 def test_very_many_files_are_recorded_by_folder_and_not_read(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpc.errors import InputError
+from hpc.inputs import FolderNames
 from hpc.job import Job, Stage
 from hpc.store.atomic import write_atomically
 from tessera.mcdropout import manifest, outputs
@@ -83,13 +84,15 @@ class McDropoutJob(Job):
                     raise ValueError(msg)
             self._require_sites(settings, self._require_models(settings))
 
-    def inputs(self) -> Iterator[Path]:
+    def inputs(self) -> Iterator[Path | FolderNames]:
         """Name all images that may be drawn from, the files of the models, and those of prompts and classes."""
         from tessera.mcdropout.workbench import files_of_model
 
         options = self.options
         given = (options.manifest, options.text.prompt_file, options.ambiguity.class_map)
         yield from (path for path in given if path is not None)
+        if self.experiment.classifies or (options.experiment == "text" and options.text.prompt_file is None):
+            yield FolderNames(options.data_dir)  # which name the classes, images in them or not
         with explained():
             if options.experiment != "text":
                 yield from map(Path, self._all_images())

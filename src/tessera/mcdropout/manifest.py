@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from hpc.inputs import files_below
 from hpc.store.plain import read_json
 from tessera.mcdropout.errors import ImageError
 
@@ -16,17 +17,21 @@ SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
 
 def list_images(data_dir: Path) -> list[str]:
-    """Return all image files below a folder, sorted by their paths.
+    """Return all image files below a folder, sorted by their paths; links to folders are followed.
 
     Raises
     ------
     ImageError
-        If the folder is missing or holds no image.
+        If the folder is missing or holds no image, or a folder in it cannot be listed.
     """
     if not data_dir.is_dir():
         msg = f"job.data_dir {data_dir} is not a folder; give the folder of images"
         raise ImageError(msg)
-    paths = sorted(str(p) for p in data_dir.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    try:
+        paths = sorted(p for p in files_below(data_dir) if Path(p).suffix.lower() in SUFFIXES and Path(p).is_file())
+    except OSError as error:
+        msg = f"job.data_dir {error.filename} cannot be listed ({error.strerror}); see that it may be read"
+        raise ImageError(msg) from error
     if not paths:
         msg = f"job.data_dir {data_dir} holds no image ({', '.join(sorted(SUFFIXES))}); give the folder of images"
         raise ImageError(msg)

@@ -56,7 +56,7 @@ class PixelPlan:
         return [(start, min(start + size, len(self.paths))) for start in range(0, len(self.paths), size)]
 
     def key(self) -> str:
-        """Return 32 hexadecimal digits for preprocessing, policy, and name, size and time of every image.
+        """Return 32 hexadecimal digits for preprocessing, policy, and name, size, times and inode of every image.
 
         Raises
         ------
@@ -69,7 +69,9 @@ class PixelPlan:
         digest = hashlib.sha256(f"{FORMAT} {self.preprocess.key()} {self.odd}\n".encode())
         for path in self.paths:
             stat = path.stat() if path.is_file() else None
-            traits = "absent" if stat is None else f"{stat.st_size} {stat.st_mtime_ns}"
+            # Not by its mtime alone: a copy that keeps it may hold another picture of the same size.
+            seen = () if stat is None else (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+            traits = " ".join(map(str, seen)) or "absent"
             digest.update(f"{path}\0{traits}\n".encode())
         return digest.hexdigest()[:32]
 
