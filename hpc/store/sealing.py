@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from hpc.errors import CorruptFileError
 from hpc.store.newfile import is_temporary
+from hpc.store.plain import require_regular
 from hpc.store.reading import is_refusal, names_in
 from hpc.store.records import read_record
 
@@ -139,6 +140,7 @@ def harm(results: Path, file: SealedFile) -> str:
     """
     path, size = results / file.name, int(file.seal["size"])
     try:
+        require_regular(path)
         found = path.stat().st_size
         if found != size:
             return f"holds {found} bytes instead of {size}" if found else "is empty"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from hashlib import sha256
 
 import pytest
 from conftest import output_of, start_toy
@@ -13,7 +14,7 @@ from hpc.rundir import RunDir
 from hpc.store.atomic import read_hdf5, write_hdf5
 from hpc.store.newfile import temporary_name
 from hpc.store.records import read_record, write_record
-from hpc.store.sealing import in_force, seal_results, to_finish_again
+from hpc.store.sealing import SealedFile, harm, in_force, seal_results, to_finish_again
 from hpc.store.verify import verify_run
 
 OPTIONS = {"units": 8, "steps": 6, "seconds": 0.002, "checkpoint": {"every": "2 steps"}}
@@ -196,3 +197,8 @@ def test_a_stage_computed_without_a_unit_is_run_anew_when_the_unit_is_back(tmp_p
     assert not (path / "checkpoints/walk/without.json").exists()
     assert start_toy(path, **options).wait(60) == 0
     assert (path / "events.jsonl").read_text().count("it is run anew") == 1
+
+
+def test_a_named_pipe_in_the_place_of_an_empty_result_makes_nobody_wait(tmp_path):
+    os.mkfifo(tmp_path / "empty.txt")
+    assert harm(tmp_path, SealedFile("s", "empty.txt", {"size": 0, "sha256": sha256(b"").hexdigest()})) == "is missing"
