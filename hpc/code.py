@@ -62,7 +62,7 @@ class Code:
         return asdict(self)
 
 
-def code_of(target: str, more: Iterable[Path] = ()) -> Code:
+def code_of(target: str, more: Iterable[Path] = (), *, commit: bool = True) -> Code:
     """Read the code of a job.
 
     Parameters
@@ -71,6 +71,8 @@ def code_of(target: str, more: Iterable[Path] = ()) -> Code:
         ``job._target_``: the dotted name of its class.
     more
         Python files and folders of packages that the job runs besides; see `hpc.job.Job.code`.
+    commit
+        Ask git, which one node of many is enough for.
     """
     roots = [Path(hpc.__file__).parent, *_roots(target.partition(".")[0])]
     files: dict[str, Path] = {}
@@ -78,9 +80,9 @@ def code_of(target: str, more: Iterable[Path] = ()) -> Code:
         for name, file in _sources(root):
             files[name if files.get(name, file) == file else str(file)] = file
     digests = {name: _digest(file) for name, file in files.items()}
-    states = [state for root in reversed(roots) if (state := _commit(root)) is not None]
-    commit = states[0][0] if states else ""
-    return Code(hpc.__version__, commit, any(dirty for _, dirty in states), digests)
+    states = [state for root in reversed(roots) if commit and (state := _commit(root)) is not None]
+    name = states[0][0] if states else ""
+    return Code(hpc.__version__, name, any(dirty for _, dirty in states), digests)
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

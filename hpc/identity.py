@@ -67,6 +67,22 @@ class Identity:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class _Apart:
+    """Lines on source files and libraries that other nodes have otherwise than rank 0's."""
+
+    code: tuple[str, ...]
+    libraries: tuple[str, ...]
+
+    def notes(self) -> list[str]:
+        """Return what is to be said for good."""
+        told = {
+            "works with different code on different nodes": self.code,
+            "works with different libraries on different nodes, so the last bits may differ": self.libraries,
+        }
+        return [f"{what}:{_lines(lines)}" for what, lines in told.items() if lines]
+
+
 def read_identity(run: RunDir) -> Identity | None:
     """Return what a run was started with, None if it is not recorded.
 
@@ -145,8 +161,8 @@ def establish(job: Job, life: Life) -> None:
         seconds = round(time.monotonic() - started, 3)
         life.desk.event("inputs", files=inputs.count, nbytes=inputs.nbytes, seconds=seconds, code=code.digest)
         try:
-            if apart and not life.settings.run.any_version:
-                _refuse_apart(life.run, apart)
+            if apart.code and not life.settings.run.any_version:
+                _refuse_apart(life.run, apart.code)
             life.identity = _accepted(life, before, Identity(inputs, code, versions()), apart)
             life.desk.progress.identity = life.identity.summary()
         except TesseraError as refusal:
@@ -193,18 +209,21 @@ def changed_meanwhile(job: Job, life: Life) -> str | None:
     return None
 
 
-def _nodes_apart(life: Life) -> list[str]:
-    """Return the source files that other nodes have otherwise than rank 0's, a line for each; on rank 0. Collective."""
-    first: Code | None = life.ranks.bcast(life.sources)
-    edits = []
-    if life.sources is not None and first is not None:
-        edits = [f"{socket.gethostname()}: {edit}" for edit in changes(first.files, life.sources.files)]
-    return [edit for part in life.ranks.gather(edits) or () for edit in part]
+def _nodes_apart(life: Life) -> _Apart:
+    """Compare what the nodes have with what rank 0's has; only there anything is returned. Collective."""
+    mine = None if life.sources is None else (life.sources.files, versions())
+    first = life.ranks.bcast(mine)
+    edits, libraries = [], []
+    if mine is not None and first is not None:
+        edits = [f"{socket.gethostname()}: {edit}" for edit in changes(first[0], mine[0])]
+        libraries = [f"{socket.gethostname()}: {other}" for other in _other_versions(first[1], mine[1], "beside")]
+    parts = life.ranks.gather((edits, libraries)) or []
+    return _Apart(tuple(e for edits, _ in parts for e in edits), tuple(o for _, others in parts for o in others))
 
 
-def _refuse_apart(run: RunDir, apart: Sequence[str]) -> None:
+def _refuse_apart(run: RunDir, code: Sequence[str]) -> None:
     msg = (
-        f"{run.path}: the nodes have different code; compared with that of {socket.gethostname()}, on{_lines(apart)}\n"
+        f"{run.path}: the nodes have different code; compared with that of {socket.gethostname()}, on{_lines(code)}\n"
         "install the same on all of them, or accept mixed results with run.any_version=true (resume: --any-version)"
     )
     raise ChangedCodeError(msg)
@@ -220,9 +239,9 @@ def _before(life: Life) -> Identity | None:
         return None
 
 
-def _accepted(life: Life, before: Identity | None, now: Identity, apart: Sequence[str]) -> Identity:
+def _accepted(life: Life, before: Identity | None, now: Identity, apart: _Apart) -> Identity:
     """Compare, refuse or say, and record; rank 0."""
-    notes = [f"works with different code on different nodes:{_lines(apart)}"] if apart else []
+    notes = apart.notes()
     if not life.read(lambda: has_results(life.run)):
         for note in notes:
             life.warn(note)
@@ -328,14 +347,15 @@ def _refuse_inputs(run: RunDir, before: Inputs, now: Inputs) -> None:
         raise ChangedInputsError(msg)
 
 
-def _other_versions(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+def _other_versions(before: Mapping[str, str], now: Mapping[str, str], word: str = "after") -> list[str]:
     names = sorted(before.keys() | now.keys())
-    return [f"{n} {now.get(n, 'absent')} after {before.get(n, 'absent')}" for n in names if before.get(n) != now.get(n)]
+    found = ((name, before.get(name, "absent"), now.get(name, "absent")) for name in names)
+    return [f"{name} {new} {word} {old}" for name, old, new in found if old != new]
 
 
-def job_code(job: Job, settings: Settings) -> Code:
-    """Read the code of a job as it is now."""
-    return code_of(str(settings.job["_target_"]), job.code())
+def job_code(job: Job, settings: Settings, *, commit: bool = True) -> Code:
+    """Read the code of a job as it is now; see `hpc.code.code_of`."""
+    return code_of(str(settings.job["_target_"]), job.code(), commit=commit)
 
 
 def _same_python(settings: Settings) -> bool:

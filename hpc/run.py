@@ -98,7 +98,7 @@ def run_job(
     lock, claim = _lock(run, settings, ranks, flag)
     life = None
     try:
-        sources = job_code(job, settings) if ranks.local_rank == 0 else None
+        sources = job_code(job, settings, commit=ranks.rank == 0) if ranks.local_rank == 0 else None
         life = _begin(run, settings, ranks, budget, flag, here, claim, kernels or as_they_are(), sources)
         desk_thread = _desk_thread(life)
         beat = pulse_seconds(settings.engine.heartbeat, ranks.size)

@@ -60,6 +60,8 @@ def test_nodes_with_different_code_are_refused(stage):
     other.mkdir()
     toy = Path(__file__).parents[1] / "hpc" / "toyjob.py"
     (other / "toyjob.py").write_text(f"{toy.read_text()}\n# of another day\n")
+    (other / "sep-0.0.1.dist-info").mkdir()
+    (other / "sep-0.0.1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: sep\nVersion: 0.0.1\n")
     python = stage.folder / "python"
     python.write_text(
         f'#!/bin/sh\n[ "$SLURM_NODEID" = 0 ] || export PYTHONPATH="{other}:$PYTHONPATH"\nexec {sys.executable} "$@"\n'
@@ -73,7 +75,10 @@ def test_nodes_with_different_code_are_refused(stage):
     second = stage.resume(run, "--any-version")
     assert stage.cluster.wait(second.job)["JobState"] == "COMPLETED", run.said()
     stage.assert_right(run)
-    assert "different code on different nodes" in run.status()["identity"]["others"][0]
+    code, libraries = run.status()["identity"]["others"]
+    assert "different code on different nodes" in code
+    assert "different libraries on different nodes" in libraries
+    assert ": sep 0.0.1 beside " in libraries
 
 
 @pytest.mark.slow
