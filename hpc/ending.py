@@ -8,7 +8,6 @@ thread in the middle of HDF5 and then waits for it for ever.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 import threading
@@ -48,19 +47,6 @@ def end_on_exceptions(end: Callable[[BaseException], None]) -> None:
             usual(raised)
 
     threading.excepthook = hook
-
-
-def end_at_exit() -> None:
-    """Let exit() of C end the process, with its code, before it takes libraries down; call it when these are loaded.
-
-    A rank that hears of another's MPI_Abort calls exit() in whatever thread was inside MPI. HDF5 would then be closed
-    under the writer that is in the middle of it: one process in five crashed, and the launcher heard of the signal in
-    the place of the exit code.
-    """
-    libc = ctypes.CDLL(None)
-    with suppress(AttributeError):  # other C libraries than GNU's have neither
-        libc.on_exit(libc["_exit"], None)
-        libc.on_exit(libc.fcloseall, None)  # what C has printed; the latest is called first
 
 
 def under_mpiexec() -> bool:

@@ -15,7 +15,6 @@ from hpc.code import Code
 from hpc.context import Context
 from hpc.desk import Desk, DeskThread, RemoteDesk
 from hpc.device import device_of
-from hpc.ending import end_at_exit
 from hpc.errors import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -91,7 +90,6 @@ def run_job(
         Exit code, the same on every rank: 0 done, 3 done but with quarantined units, 75 stopped and to come back,
         76 told to stop.
     """
-    end_at_exit()
     if flag is None:
         flag = StopFlag()
         listen(flag)
@@ -245,7 +243,6 @@ def _stages(job: Job, life: Life) -> bool:
     life.here.stage = "setup"
     with life.ctx.timed("setup"):
         job.setup(life.ctx)
-    end_at_exit()  # once more, behind what setup has loaded
     _check_threads(life)
     _check_kernels(job, life)
     life.stages = tuple(stage.name for stage in stages)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -20,39 +18,6 @@ def test_a_rank_that_fails_while_its_writer_writes_ends(toy, ranks):
     assert run.code == 1, run.output
     failure = run.json("failure.json")
     assert (failure["error"], failure["stage"]) == ("FloatingPointError: the model is not finite", "steps")
-
-
-AT_EXIT = """
-import ctypes, sys, threading, time
-from pathlib import Path
-import numpy as np
-from hpc.ending import end_at_exit
-from hpc.store.guarded import new_hdf5
-
-end_at_exit()
-values = np.random.default_rng(1).random(1 << 21)
-
-def write():
-    while True:
-        with new_hdf5(Path(sys.argv[1])) as file:
-            data = file.create_dataset("a", values.shape, values.dtype, chunks=(4096,), fletcher32=True)
-            for start in range(0, values.size, 1 << 18):
-                data[start : start + (1 << 18)] = values[start : start + (1 << 18)]
-
-threading.Thread(target=write, daemon=True).start()
-time.sleep(0.2)
-libc = ctypes.CDLL(None)
-libc.printf(b"printed by C\\n")
-libc.exit(7)
-"""
-
-
-def test_exit_called_inside_mpi_keeps_its_code_while_the_writer_writes(tmp_path):
-    """What a rank does that hears of another's MPI_Abort; without `end_at_exit` it crashes four times in five."""
-    for _ in range(4):
-        command = [sys.executable, "-c", AT_EXIT, str(tmp_path / "f.h5")]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        assert (ended.returncode, ended.stdout) == (7, "printed by C\n"), ended.stderr
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
