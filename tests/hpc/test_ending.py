@@ -15,7 +15,9 @@ BAD = {"_target_": "badends.BadEnd"}
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_rank_that_fails_while_its_writer_writes_ends(toy, ranks):
     run = toy(ranks=ranks, how="raise", megabytes=64, checkpoint={"every": "1 steps"}, **BAD)
-    assert run.code == 1, run.output
+    # A rank that hears of the other's MPI_Abort in the middle of a save may crash in HDF5 (some 3 of 100 times): mpiexec
+    # then answers 11. Whoever asks reads the record of this stay first, so the run has failed by itself all the same.
+    assert run.code in ((1, 11) if ranks > 1 else (1,)), run.output
     failure = run.json("failure.json")
     assert (failure["error"], failure["stage"]) == ("FloatingPointError: the model is not finite", "steps")
 
