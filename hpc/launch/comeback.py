@@ -154,7 +154,7 @@ def main(arguments: list[str]) -> int:
         _say(f"the job does not come back: {verdict.reason}")
         return 0
     # Said before it is done: SLURM may end this shell before scontrol has answered.
-    events.emit("requeue", reason=verdict.reason, restarts=restarts, began=progress is not None)
+    events.emit("requeue", reason=verdict.reason, restarts=restarts, job=job_name(), began=progress is not None)
     _say(f"the job comes back: {verdict.reason}")
     problem = _requeue()
     if problem is not None:
@@ -168,12 +168,12 @@ def _of_this_stay(record: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _unstarted(events: Path) -> int:
-    """Return how many of the last times that the job came back no rank had begun to work, by the end of the events."""
+    """Return how many of the last times that this job came back no rank had begun to work, by the end of the events."""
     try:
-        came_back = [e.get("began") for e in last_events(events) if e["event"] == "requeue"]
+        mine = [e for e in last_events(events) if e["event"] == "requeue" and e.get("job") == job_name()]
     except OSError:
         return 0
-    return next((n for n, began in enumerate(reversed(came_back)) if began is not False), len(came_back))
+    return next((n for n, event in enumerate(reversed(mine)) if event.get("began") is not False), len(mine))
 
 
 def _run(where: Path) -> RunDir:

@@ -421,9 +421,12 @@ def test_ranks_that_are_killed_before_they_begin_to_work_come_back_twice(submitt
     said = capsys.readouterr().out.splitlines()[-1]
     assert "before they began to work, 3 times one after the other" in said
     assert "cluster.mem" in json.loads((submitted / "a" / "failure.json").read_text())["message"]
+    monkeypatch.setenv("SLURM_JOB_ID", "41")  # submitted anew, perhaps with more memory: it has its own two hopes
+    assert [stay(0), stay(1), stay(2)] == [4, 5, 5]
+    monkeypatch.setenv("SLURM_JOB_ID", "40")
     here = {**progress("running", ""), "stay": "40.4"}
     (submitted / "a" / "progress.json").write_text(json.dumps(here))
-    assert stay(4) == 4
+    assert stay(4) == 6
 
 
 def test_what_is_left_of_a_job_that_came_back_elsewhere_leaves_it_alone(submitted, commands, monkeypatch):
