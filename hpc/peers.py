@@ -14,7 +14,7 @@ from typing import Final
 
 from hpc.ending import EngineThread, under_mpiexec
 from hpc.life import Life
-from hpc.process import here
+from hpc.process import here, is_ending
 
 _LOOK: Final = 1000
 """Milliseconds between looks whether to end."""
@@ -37,12 +37,12 @@ class Peers:
     def __init__(self, life: Life) -> None:
         self._life = life
         self._end = threading.Event()
-        self._ranks: dict[int, int] = {}
+        self._ranks: dict[int, tuple[int, int]] = {}
         place = here()
         for rank, (pid, where) in life.ranks.neighbours((os.getpid(), place)).items():
             if where == place and rank != life.ranks.rank:
                 try:
-                    self._ranks[os.pidfd_open(pid)] = rank
+                    self._ranks[os.pidfd_open(pid)] = rank, pid
                 except OSError:  # it is gone already, or this kernel is too old
                     continue
         if self._ranks:
@@ -53,18 +53,16 @@ class Peers:
         self._end.set()
 
     def _watch(self) -> None:
+        """Wait for the first death; what dies after it dies of it, or by the same hand."""
         poll = select.poll()
         for descriptor in self._ranks:
             poll.register(descriptor, select.POLLIN)
-        while not self._end.is_set():
-            if not poll.poll(_LOOK):
-                continue
-            time.sleep(_PAUSE_OF_MPIEXEC if under_mpiexec() else _PAUSE)
-            dead = [descriptor for descriptor, _ in poll.poll(0)]
-            if len(dead) == 1:
-                self._note(self._ranks[dead[0]])
-            for descriptor in dead:
-                poll.unregister(descriptor)
+        while not self._end.is_set() and not poll.poll(_LOOK):
+            pass
+        time.sleep(_PAUSE_OF_MPIEXEC if under_mpiexec() else _PAUSE)
+        ending = [rank for rank, pid in self._ranks.values() if is_ending(pid)]
+        if len(ending) == 1:
+            self._note(ending[0])
         for descriptor in self._ranks:
             os.close(descriptor)
 

@@ -16,6 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+_EXITING: Final = 0x4
+"""Flag of the kernel (PF_EXITING) for a process that it is taking down."""
+
 _GONE: Final = ("Z", "X")
 """States of a process that runs no more, whether or not its parent has taken note."""
 
@@ -111,6 +114,15 @@ def started(pid: int) -> str | None:
         return None
     # A killed process may still have threads that are inside a write.
     return None if fields[0] in _GONE and int(fields[17]) <= 1 else fields[19]
+
+
+def is_ending(pid: int) -> bool:
+    """Say whether a process has died or is about to: killed, but not yet taken down, which takes some milliseconds."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return True
+    return fields[0] in _GONE or bool(int(fields[6]) & _EXITING)
 
 
 def _hidden(pid: int) -> bool | None:

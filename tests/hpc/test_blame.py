@@ -115,7 +115,7 @@ def test_a_survivor_notes_which_rank_died(tmp_path):
     try:
         wait_for(lambda: len(flying()) == 3 and len(ranks_of(path)) == 3)
         dying = ranks_of(path)[1]
-        proxy = int(Path(f"/proc/{dying}/stat").read_text().rpartition(")")[2].split()[1])
+        proxy = parent_of(dying)
         os.kill(proxy, signal.SIGSTOP)
         os.kill(dying, signal.SIGKILL)
         wait_for(end_file(stage, 1).exists)
@@ -125,6 +125,43 @@ def test_a_survivor_notes_which_rank_died(tmp_path):
     assert read_ends(stage, [1]) == {1: 1}
     (guilty,) = (part.units for part in flying() if part.rank == 1)
     assert blame(flying(), read_ends(stage, [1])).deaths == Counter(guilty)
+
+
+def test_a_survivor_blames_nobody_where_more_than_one_rank_died(tmp_path):
+    """Two ranks die before the third can look: somebody kills the whole job, and has not come to that one yet."""
+    path = tmp_path / "run"
+    process = start_toy(path, 3, units=3, seconds=60.0)
+    stage = path / "checkpoints" / "squares"
+    wait_for(lambda: stage.is_dir() and len(left_open(stage, journal_names(stage))) == 3 and len(ranks_of(path)) == 3)
+    survivor, *dying = ranks_of(path)
+    proxy = parent_of(survivor)
+    try:
+        for held in (proxy, survivor):
+            os.kill(held, signal.SIGSTOP)
+        wait_for(lambda: threads_stopped(survivor))
+        for pid in dying:
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: all(state_of(pid) == "Z" for pid in dying))  # to take a process down takes milliseconds
+        os.kill(survivor, signal.SIGCONT)
+        time.sleep(0.5)  # a note is made within milliseconds
+        assert not end_file(stage, 1).exists()
+    finally:
+        os.kill(proxy, signal.SIGCONT)
+        process.wait(20)
+
+
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def threads_stopped(pid: int) -> bool:
+    return all(
+        file.read_text().rpartition(")")[2].split()[0] == "T" for file in Path(f"/proc/{pid}/task").glob("*/stat")
+    )
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def ranks_of(path: Path) -> list[int]:
