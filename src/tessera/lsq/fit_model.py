@@ -24,6 +24,7 @@ from tessera.lsq.quadratic import Vector
 from tessera.lsq.reduce import over
 from tessera.lsq.result import Result
 from tessera.lsq.sources import as_source
+from tessera.lsq.threads import one_blas_thread
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -32,6 +33,7 @@ BoundsLike = Any
 """``(lower, upper)``, each a number or one per parameter, or anything with ``lb`` and ``ub`` like scipy's Bounds."""
 
 
+@one_blas_thread()
 def fit(
     model: Callable[..., Any],
     data: Any,
@@ -146,6 +148,7 @@ def fit(
     return run(objective, x0, lower, upper, plan, absolute_sigma=absolute_sigma, sandwich=sandwich)
 
 
+@one_blas_thread()
 def run(
     objective: Objective,
     x0: Vector,

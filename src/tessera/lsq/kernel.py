@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 TILE: Final = 2048
 """Points per tile: a few dozen intermediate vectors of them fit the second-level cache."""
 
+_UNSHARED: Final = 1 << 17
+"""Multiplications of a product that XLA makes on one thread, whatever the number of CPUs. Larger ones are shared out,
+and their sums over points then depend on how many share them."""
+_SHORT: Final = 64
+"""Points of a piece of a product, at least."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pass:
@@ -155,16 +161,50 @@ def _tile(model: Model, what: Pass, theta: Array, x: Array, y: Array, w: Array) 
     else:
         root = jnp.sqrt(curvature)
         rows = _stacked(j * root, slope * r / root)
-    gram = jnp.swapaxes(_by_group(model, x, rows) @ rows.T, -1, -2)
+    gram = jnp.swapaxes(_product(_by_group(model, x, rows), rows), -1, -2)
     if what.loss == "linear":  # the product has it: a sum of its own would take a third of the time of a small model
         cost = 0.5 * jnp.sum(gram[:, -1, -1])
     sums = {"cost": cost, "gram": gram}
     if what.scores:
         scored = j * (slope * r)
-        sums["scores"] = _by_group(model, x, scored) @ scored.T
+        sums["scores"] = _product(_by_group(model, x, scored), scored)
     if what.rows:
         sums["rows"] = rows
     return sums
+
+
+def _product(a: Array, b: Array) -> Array:
+    """Return a bᵀ, sums over points in an order that does not depend on the number of CPUs: made in small parts."""
+    import jax
+    import jax.numpy as jnp
+
+    flat = a.reshape(-1, a.shape[-1])
+    rows = max(_UNSHARED // (_SHORT * b.shape[0]), 1)
+    if flat.shape[0] <= rows:
+        return _by_pieces(flat, b).reshape(*a.shape[:-1], b.shape[0])
+    blocks = jnp.pad(flat, ((0, -flat.shape[0] % rows), (0, 0))).reshape(-1, rows, flat.shape[1])
+    product: Array = jax.lax.map(lambda block: _by_pieces(block, b), blocks).reshape(-1, b.shape[0])
+    product = product[: flat.shape[0]]
+    return product.reshape(*a.shape[:-1], b.shape[0])
+
+
+def _by_pieces(a: Array, b: Array) -> Array:
+    """Return a bᵀ, points in pieces one after the other."""
+    import jax
+    import jax.numpy as jnp
+
+    m = b.shape[-1]
+    piece = max(_UNSHARED // (a.shape[0] * b.shape[0]), _SHORT)
+    if m <= piece:
+        return a @ b.T
+
+    def add(total: Array, first: Array) -> tuple[Array, None]:
+        left, right = (jax.lax.dynamic_slice_in_dim(v, first, piece, axis=-1) for v in (a, b))
+        return total + left @ right.T, None
+
+    whole = m // piece * piece
+    rest: Array = a[:, whole:] @ b[:, whole:].T
+    return jax.lax.scan(add, rest, jnp.arange(0, whole, piece))[0]
 
 
 def _stacked(j: Array, r: Array) -> Array:

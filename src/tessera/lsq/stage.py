@@ -28,6 +28,7 @@ from tessera.lsq.quadratic import Quadratic, Vector
 from tessera.lsq.reduce import of_context
 from tessera.lsq.result import Result
 from tessera.lsq.subproblem import column_scale
+from tessera.lsq.threads import one_blas_thread
 
 if TYPE_CHECKING:
     from hpc.context import Context
@@ -123,6 +124,7 @@ class FitStage(Loop):
         self._tree = Phase("fit")
         self._speed = 0.0
 
+    @one_blas_thread()
     def start(self, ctx: Context) -> Arrays:
         """Return the state before the first pass."""
         problem, objective = self._problem(ctx)
@@ -132,6 +134,7 @@ class FitStage(Loop):
         points = multistart.starts(problem.x0, problem.lower, problem.upper, config, ctx.seed)
         return _tournament_arrays(multistart.begin(points, problem.lower, problem.upper))
 
+    @one_blas_thread()
     def step(self, state: Arrays, ctx: Context) -> Arrays:
         """Make one pass over the data (of each start, while there are several)."""
         problem, objective = self._problem(ctx)
@@ -186,6 +189,7 @@ class FitStage(Loop):
             told |= {"radius": fit.lm.radius, "decrement": fit.lm.decrement}
         return told | ({"points/s": self._speed} if self._speed else {})
 
+    @one_blas_thread()
     def finish(self, state: Arrays, ctx: Context) -> None:
         """Hand the result to the job; write the profile."""
         problem, objective = self._problem(ctx)

@@ -9,9 +9,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tessera.lsq.threads import one_blas_thread
 from tessera.xpcs.dataset import Dataset
 from tessera.xpcs.physics import Floats, g1_squared
-from tessera.xpcs.threads import one_blas_thread
 
 _BLOCK: Final = 128
 _PIXELS: Final = 180
