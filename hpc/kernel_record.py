@@ -1,10 +1,10 @@
-"""``RUN/kernels.json``: which kernels every attempt ran, and from which attempt on the bits of a run may differ."""
+"""``RUN/kernels.json``: which kernels every attempt ran, and from which unit on the bits of a run may differ."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,11 +41,42 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """Where an attempt began in a stage.
+
+    Attributes
+    ----------
+    stage
+        Its name.
+    kind
+        ``unit`` or ``step``.
+    before
+        How many of them earlier attempts had done.
+    of
+        How many there are; 0 where that is not known.
+    """
+
+    stage: str
+    kind: str
+    before: int
+    of: int
+
+    def told(self) -> str:
+        """Return the words for it."""
+        if self.of and self.before >= self.of:
+            return f"in what stage {self.stage} makes of its {self.kind}s"
+        if not self.before:
+            return f"in all of stage {self.stage}"
+        return f"in stage {self.stage} from {self.kind} {self.before + 1}{f' of {self.of}' if self.of else ''} on"
+
+
+@dataclass(frozen=True, slots=True)
 class _Attempt:
     """What is relied on of an attempt."""
 
     attempt: int
     differs: tuple[str, ...]
+    began: tuple[Begun, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +129,9 @@ def refuse_lower(kernels: Kernels, recorded: Recorded | None, cpus: Iterable[tup
         raise OtherKernelsError(_refusal(f"was started with kernels of level {recorded.level}, but {reason}"))
 
 
-def note_attempt(run: Path, attempt: int, kernels: Kernels, ranks: Sequence[Found], *, refuse: bool) -> list[str]:
+def note_attempt(
+    run: Path, attempt: int, kernels: Kernels, ranks: Sequence[Found], began: Sequence[Begun] = (), *, refuse: bool
+) -> list[str]:
     """Add what an attempt runs to the record, or correct it; rank 0 only, with the run's lock held.
 
     Parameters
@@ -111,6 +144,8 @@ def note_attempt(run: Path, attempt: int, kernels: Kernels, ranks: Sequence[Foun
         Its choice.
     ranks
         What each rank found loaded.
+    began
+        Where it has begun in stages so far.
     refuse
         Whether other kernels than before are refused.
 
@@ -153,6 +188,7 @@ def note_attempt(run: Path, attempt: int, kernels: Kernels, ranks: Sequence[Foun
         "given": list(kernels.given),
         "libraries": dict(libraries),
         "differs": differs,
+        "began": [asdict(begun) for begun in began],
     }
     record = {**record, "libraries": {**libraries, **record["libraries"]}, "attempts": [*others, entry]}
     if record != before:
@@ -160,8 +196,37 @@ def note_attempt(run: Path, attempt: int, kernels: Kernels, ranks: Sequence[Foun
     return [text for text in differs if text not in earlier]
 
 
-def other_kernels(run: Path) -> dict[int, list[str]]:
-    """Return why the bits of some attempts may differ from those of the first, by attempt.
+def note_begun(run: Path, attempt: int, began: Sequence[Begun]) -> None:
+    """Add where an attempt has begun in stages, if its bits may differ; rank 0 only."""
+    record = _sound(run)
+    entry = next((a for a in record["attempts"] if a["attempt"] == attempt), None) if record else None
+    if record is not None and entry is not None and entry["differs"]:
+        entry["began"] = [asdict(begun) for begun in began]
+        write_record(run / NAME, record)
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """An attempt whose bits may differ from those of the first.
+
+    Attributes
+    ----------
+    reasons
+        Why, a sentence each.
+    began
+        Where it began in the stages that it worked at.
+    """
+
+    reasons: tuple[str, ...]
+    began: tuple[Begun, ...]
+
+    def told(self) -> str:
+        """Return where bits may differ, and why."""
+        return f"{', '.join(begun.told() for begun in self.began)}: {'; '.join(self.reasons)}"
+
+
+def other_kernels(run: Path) -> dict[int, Apart]:
+    """Return where and why the bits of some attempts may differ, by attempt; not those that came to no stage.
 
     Raises
     ------
@@ -171,7 +236,12 @@ def other_kernels(run: Path) -> dict[int, list[str]]:
         If it cannot be read now.
     """
     record = read_kernels(run)
-    return {a["attempt"]: a["differs"] for a in record["attempts"] if a["differs"]} if record else {}
+    attempts = record["attempts"] if record else []
+    return {
+        a["attempt"]: Apart(tuple(a["differs"]), tuple(Begun(**b) for b in a["began"]))
+        for a in attempts
+        if a["differs"] and a.get("began")
+    }
 
 
 def told(run: Path) -> str:
@@ -185,7 +255,7 @@ def told(run: Path) -> str:
     if not found:
         return ""
     first = min(found)
-    return f"bits may differ from attempt {first} on: {'; '.join(found[first])}"
+    return f"bits may differ from attempt {first} on, {found[first].told()}"
 
 
 def _apart(ranks: Sequence[Found]) -> list[str]:

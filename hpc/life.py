@@ -16,6 +16,7 @@ from hpc.context import Context
 from hpc.desk import Desk, RemoteDesk, WorkSource
 from hpc.ending import EngineThread
 from hpc.errors import EXIT_COME_BACK, EXIT_TOLD_TO_STOP, CorruptFileError, LockLostError
+from hpc.kernel_record import Begun, note_begun
 from hpc.kernels import Kernels, as_they_are
 from hpc.process import Process
 from hpc.ranks import Ranks
@@ -87,6 +88,8 @@ class Life:
         Of the stage this rank is in.
     agreed
         What the ranks last agreed on: whether to stop, and whether to come back.
+    begun
+        Where this attempt began in the stages that it worked at. Rank 0.
     """
 
     run: RunDir
@@ -111,6 +114,7 @@ class Life:
     saving: Writer | None = None
     journal: Journal | None = None
     agreed: Wish = ""
+    begun: list[Begun] = field(default_factory=list)
     process: Process = field(default_factory=Process.this)
 
     def agree_to_stop(self) -> bool:
@@ -138,6 +142,11 @@ class Life:
             directory, stage, self.attempt, self.ranks.rank, settings, self.warn, check, writers, self.config_hash
         )
         return self.saving
+
+    def begins(self, stage: str, kind: str, before: int, of: int) -> None:
+        """Note from where on this attempt works at a stage: from there bits may differ. Rank 0."""
+        self.begun.append(Begun(stage, kind, before, of))
+        self.insist(lambda: note_begun(self.run.path, self.attempt, self.begun))
 
     def end_lost(self, error: LockLostError) -> NoReturn:
         """Leave an attempt whose run was taken over, which ends the other ranks too; any thread may call it."""

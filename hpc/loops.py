@@ -35,6 +35,7 @@ def run_loop(stage: Loop, index: int, life: Life) -> bool:
         life.desk.progress.begin(index, total, done)
         life.desk.progress.reach(done, total, stage.figures(state))
         life.desk.event("stage_start", stage=stage.name, restored=number)
+        life.begins(stage.name, "step", number, 0)
     saver = _Saver(life, stage.name, number, state) if life.desk else None
     first, busy = number, life.here.busy
     while not stage.done(state):

@@ -114,6 +114,7 @@ def _death(key: str, count: int, attempt: int) -> UnitFailure:
 
 def _open_desk(desk: Desk, plan: Plan, index: int, directory: Path, life: Life) -> None:
     restored = len(plan.units) - len(plan.todo) - len(plan.quarantine)
+    life.begins(directory.name, "unit", len(plan.units) - len(plan.todo), len(plan.units))
     desk.progress.begin(index, len(plan.units), restored, len(plan.quarantine))
     desk.event("stage_start", stage=life.here.stage, units=len(plan.units), restored=restored)
     quarantine = Quarantine(directory / "quarantine.json", plan.quarantine, life.claim.verify, life.warn)

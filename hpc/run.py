@@ -301,7 +301,10 @@ def _check_kernels(job: Job, life: Life) -> None:
     if life.desk and ranks is not None:
         refuse = life.settings.engine.other_kernels == "refuse"
         told: list[str] = []
-        life.insist(lambda: told.extend(note_attempt(life.run.path, life.attempt, life.kernels, ranks, refuse=refuse)))
+        run = life.run.path
+        life.insist(
+            lambda: told.extend(note_attempt(run, life.attempt, life.kernels, ranks, life.begun, refuse=refuse))
+        )
         for text in told:
             complaint = f"bits may differ within this run: {text}"
             _say(complaint)

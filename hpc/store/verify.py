@@ -133,8 +133,8 @@ def _kernels(run: RunDir) -> Iterator[Verdict]:
     pinned = "" if record["pinned"] else ", not pinned"
     if not others:
         yield Verdict(KERNELS, "ok", f"{record['level']}{pinned}, in {count_of(len(record['attempts']), 'attempt')}")
-    for attempt, texts in sorted(others.items()):
-        yield Verdict(KERNELS, "note", f"bits may differ in what attempt {attempt} computed: {'; '.join(texts)}")
+    for attempt, apart in sorted(others.items()):
+        yield Verdict(KERNELS, "note", f"bits may differ in what attempt {attempt} computed, {apart.told()}")
 
 
 def _identity(run: RunDir) -> Iterator[Verdict]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hpc.errors import CorruptFileError, UnreadableError
-from hpc.kernel_record import other_kernels
+from hpc.kernel_record import Apart, other_kernels
 from hpc.rundir import RunDir
 from hpc.store.generations import load_generation, load_newest
 from hpc.store.journal import deaths, entries, journal_names
@@ -175,11 +175,16 @@ class StageFiles:
                 yield self._of(path, "ok", "ended by an error" if rank is None else f"rank {rank} died first")
 
     def _loop(self) -> Verdict:
+        others = kernels_apart(self.run).values()
+        begun = [b for apart in others for b in apart.began if b.stage == self.directory.name]
+        other = (
+            f"; bits may differ from step {min(b.before for b in begun) + 1} on, from other kernels" if begun else ""
+        )
         if self.complete is not None:
-            return Verdict(self.directory.name, "ok", "complete: a resume passes it over")
+            return Verdict(self.directory.name, "ok", f"complete: a resume passes it over{other}")
         newest = load_newest(self.directory)
         use = f"the state after step {newest.number}" if newest.state is not None else "nothing and start anew"
-        return Verdict(self.directory.name, "bad" if newest.fallbacks else "ok", f"a resume would use {use}")
+        return Verdict(self.directory.name, "bad" if newest.fallbacks else "ok", f"a resume would use {use}{other}")
 
     def _map(self) -> Verdict:
         complete, home, quarantine, damaged = self.complete, self.home, self.quarantine, self.damaged
@@ -206,8 +211,8 @@ def _computed_by(home: Mapping[str, str], attempts: Iterable[int]) -> list[str]:
     return sorted(key for key, name in home.items() if name.startswith(prefixes))
 
 
-def kernels_apart(run: RunDir) -> dict[int, list[str]]:
-    """Return why bits of some attempts may differ, by attempt; nothing where that is not known."""
+def kernels_apart(run: RunDir) -> dict[int, Apart]:
+    """Return where bits of some attempts may differ, by attempt; nothing where that is not known."""
     try:
         return other_kernels(run.path)
     except (OSError, CorruptFileError):

@@ -29,14 +29,14 @@ class Stored(dict):
         raise NotImplementedError
 
 
-def tiny_model(folder: Path, *, words: bool = False, layers: int = 3) -> Path:
+def tiny_model(folder: Path, *, words: bool = False, layers: int = 3, patch: int = 8) -> Path:
     """Write the configuration of a small CLIP, and a tokenizer that knows every letter."""
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers, "num_attention_heads": 2}
     config = {
         "model_type": "clip",
         "projection_dim": 16,
-        "vision_config": {**sizes, "image_size": SIDE, "patch_size": 8},
+        "vision_config": {**sizes, "image_size": SIDE, "patch_size": patch},
         "text_config": {**sizes, "max_position_embeddings": 24, "vocab_size": 64, "eos_token_id": 63},
     }
     (folder / "config.json").write_text(json.dumps(config))
