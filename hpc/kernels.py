@@ -198,9 +198,8 @@ def loaded(kernels: Kernels, own: Mapping[str, str]) -> dict[str, str]:
     if "jaxlib" in sys.modules or torch is not None:
         found["onednn"] = kernels.told("ONEDNN_MAX_CPU_ISA")
     # Functions such as exp have one way with fused multiply-add and one without.
-    found["libm"] = kernels.variables.get("GLIBC_TUNABLES") or (
-        "fma" if _has(cpu.level(), "x86-64-v3") else f"of {cpu.level()}"
-    )
+    way = kernels.variables.get("GLIBC_TUNABLES") or ("fma" if _has(cpu.level(), "x86-64-v3") else f"of {cpu.level()}")
+    found["libm"] = f"{way}, {_libc()}"
     return found
 
 
@@ -213,10 +212,23 @@ def unlike_asked(kernels: Kernels, found: Mapping[str, str]) -> list[str]:
         asked = kernels.variables.get(name, "")
         if library in found and name not in kernels.given and found[library].lower() != asked.lower():
             wrong.append(f"{library} runs its kernels for {found[library]}, not those for {asked} that it was told to")
+    beyond = _beyond(kernels.level, found.get("numpy", ""))
+    if kernels.setting == "portable" and beyond and _NUMPY not in kernels.given:
+        wrong.append(
+            f"numpy also runs its kernels for {' '.join(beyond)}: this build of it cannot be pinned (PyPI wheels can)"
+        )
     if kernels.late:
         names = ", ".join(kernels.late)
         wrong.append(f"{names} had been imported before the kernels could be chosen; look for it in sitecustomize.py")
     return wrong
+
+
+def _libc() -> str:
+    """Return the C library's name and version, whose functions may round otherwise in another."""
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION") or "libc"
+    except (OSError, ValueError):
+        return "libc"
 
 
 def _wanted(level: str) -> dict[str, str]:
@@ -235,10 +247,12 @@ def _numpy_features(level: str) -> list[str]:
 
     Only its wheels are known to dispatch all of them: a numpy built with some of them for granted would not even start.
     """
-    version = _version("numpy")
-    if not version or not _is_wheel():
-        return []
-    if version >= (2, 4):
+    return _features_above(level) if _version("numpy") and _is_wheel() else []
+
+
+def _features_above(level: str) -> list[str]:
+    """Return what numpy calls the features above a level, in its version that is installed."""
+    if _version("numpy") >= (2, 4):
         groups = {"x86-64-v2": ["X86_V3"], "x86-64-v3": ["X86_V4"], "x86-64-v4": ["AVX512_ICL", "AVX512_SPR"]}
     else:
         groups = {
@@ -248,6 +262,11 @@ def _numpy_features(level: str) -> list[str]:
         }
     above = cpu.LEVELS[cpu.LEVELS.index(level) :]
     return [name for group in above for name in groups.get(group, ())]
+
+
+def _beyond(level: str, active: str) -> list[str]:
+    """Return which of numpy's active features are above a level."""
+    return [name for name in active.split() if name in _features_above(level)]
 
 
 def _is_wheel() -> bool:

@@ -38,7 +38,10 @@ _PACKAGES: Final = (
     "photutils",
     "sep",
     "jax",
+    "jaxlib",
     "torch",
+    "pillow",
+    "tokenizers",
 )
 
 

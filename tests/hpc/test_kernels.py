@@ -15,7 +15,7 @@ from conftest import CHECKOUT, Finished, output_of, rank_command, rank_environme
 from hpc import cpu, kernels
 from hpc.cli.main import main
 from hpc.kernel_record import NAME, told
-from hpc.kernels import Recorded, choose, loaded, pin
+from hpc.kernels import Kernels, Recorded, choose, loaded, pin, unlike_asked
 from hpc.store.records import read_record
 
 pytestmark = pytest.mark.mpi
@@ -262,6 +262,25 @@ def test_portable_is_the_same_on_both(tmp_path, monkeypatch):
     monkeypatch.setenv(cpu.LOWER, V3)
     there = finish(tmp_path / "there", engine={"kernels": "portable"})
     assert products(here.path) == products(there.path)
+
+
+@needs_two
+def test_an_attempt_with_nothing_left_to_compute_changes_no_bits(tmp_path, monkeypatch):
+    finished = finish(tmp_path / "run")
+    assert finished.code == 0
+    monkeypatch.setenv(cpu.LOWER, LESS)
+    assert go_on(finished.path).code == 0
+    assert read_record(finished.path / NAME)["attempts"][-1]["differs"]
+    assert told(finished.path) == ""
+
+
+def test_portable_says_where_numpy_cannot_be_pinned():
+    chosen = Kernels("portable", V3, pinned=True, cpu=V4)
+    above = "X86_V4" if kernels._version("numpy") >= (2, 4) else "AVX512_SKX"
+    (wrong,) = unlike_asked(chosen, {"numpy": f"AVX2 {above}"})
+    assert above in wrong
+    assert "cannot be pinned" in wrong
+    assert unlike_asked(chosen, {"numpy": "AVX2"}) == []
 
 
 def test_a_lost_or_damaged_record_is_said(tmp_path):

@@ -48,6 +48,11 @@ def choose_device(asked: DeviceChoice, assigned: str = "cpu") -> torch.device:
     return torch.device("mps" if asked == "mps" or (asked == "auto" and mps) else "cpu")
 
 
+def device_name(device: torch.device) -> str:
+    """Return the kind of a device: ``cpu``, ``mps``, or the name of the GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def set_switches(device: torch.device, *, tf32: bool, cudnn_benchmark: bool) -> None:
     """Set the switches of torch that trade bits for speed; without effect but on CUDA.
 

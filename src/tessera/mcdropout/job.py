@@ -117,6 +117,12 @@ class McDropoutJob(Job):
             for model, reason in (found.skipped or {}).items():
                 ctx.log.warning("model %s is left out: %s", model, reason)
 
+    def kernels(self) -> dict[str, str]:
+        """Return on what the trials run: each kind of GPU rounds differently, and a CPU otherwise than any."""
+        from tessera.mcdropout.device import device_name
+
+        return {"trials": device_name(self.bench.device)}
+
     def stages(self) -> Sequence[Stage]:
         """Pixels, prompts of the classifier, trials, and the steps of a search."""
         from tessera.mcdropout.pixel_stage import PixelStage
